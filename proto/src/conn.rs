@@ -1,0 +1,938 @@
+//! One connection as one enum: bytes in, events out, bytes out. The same type is an agent's and a relay's, before the turn
+//! and after it.
+//!
+//! The contract, for whoever drives it:
+//!
+//! - Bytes from the peer go to [`Conn::recv`], again and again while it gives an event or uses bytes. `(n, None)` asks for
+//!   more input; what was not used must come again in front of it. It also gives `None` while a request's answer is due: the
+//!   next request of a pipelining client stays in the driver's buffer until then.
+//! - At the end of the peer's bytes [`Conn::eof`] is called once, when `recv` gives nothing more.
+//! - What is to be sent goes through the `send_…` calls, which append to the driver's buffer or change nothing at all.
+//! - After each call the driver asks [`Conn::deadline`] until when it may sleep, and [`Conn::closing`] whether the
+//!   connection is to end. `now` never runs backwards.
+//! - After an error `recv` repeats it. A server may still send one response; then, or at once on the other side, the
+//!   connection is to be closed.
+
+use alloc::vec::Vec;
+use core::mem;
+use core::time::Duration;
+
+use crate::error::{CloseReason, Error, Fault, Misuse};
+use crate::http::body::{Reader, Writer};
+use crate::http::exchange::{Exchange, Move, Phase};
+use crate::http::framing::{Asked, Framing, framing};
+use crate::limits::{BLANK_LINES, Deadlines, Limits, NET_PTTH_PAUSE, NET_PTTH_QUIET, Wait};
+use crate::link::upgrade::{self, Profile, Token};
+use crate::role::Role;
+use crate::time::Instant;
+use crate::wire::chunk::Part;
+use crate::wire::fields::{Fields, Name};
+use crate::wire::head::{self, FieldWriter, Head, LineEnds, Scanner, Target, Version};
+
+/// What a peer said.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A request's head; it stands in the `head` given to [`Conn::recv`].
+    Request(Framing),
+    /// An agent's offer to turn the connection; its head stands in `head`. Answered by [`Conn::accept`] or by an ordinary
+    /// response.
+    Offer(Token),
+    /// A 1xx response other than 101; its head stands in `head`.
+    Informational,
+    /// A final response's head; it stands in `head`. To an offer: the refusal.
+    Response(Framing),
+    /// The offer was taken; the connection is turned and we are the server on it.
+    Turned,
+    /// A piece of the body, never empty.
+    Data(&'a [u8]),
+    /// The message is complete. With `trailers` its trailer fields stand in `head`.
+    End {
+        /// Whether there are any.
+        trailers: bool,
+    },
+    /// The peer closed between two exchanges.
+    Closed,
+}
+
+/// The body that a head announces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// None, and nothing is said of it.
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// As many as come: chunked, or up to the end of the connection where the peer speaks HTTP/1.0.
+    Stream,
+}
+
+impl From<Framing> for Body {
+    fn from(framing: Framing) -> Body {
+        match framing {
+            Framing::Empty => Body::None,
+            Framing::Length(n) => Body::Length(n),
+            Framing::Chunked | Framing::UntilClose => Body::Stream,
+        }
+    }
+}
+
+/// How a connection is to end, once what was appended has been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// At once: the peer has nothing more to say, or nobody listens.
+    Flush,
+    /// Our side first; then what the peer still sends is read and thrown away for a while, for closing on unread bytes
+    /// would reset the connection and our answer with it (RFC 9112 §9.6).
+    Linger,
+}
+
+/// What the driver has settled for its connections.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Limits on what peers send.
+    pub limits: Limits,
+    /// How long each state may last.
+    pub deadlines: Deadlines,
+}
+
+/// Ordinary HTTP/1 in one role.
+#[derive(Clone, Copy, Debug)]
+struct Http {
+    role: Role,
+    exchange: Exchange,
+    /// What of the peer's message comes next: its head, of which so much was looked at, or its body.
+    reading: Reading,
+    writing: Writer,
+    /// What the present request asked for: its answer's framing depends on it.
+    asked: Asked,
+    /// The version of the peer's last message; before any, what we take it for.
+    version: Version,
+    /// Whether the peer's last head had a line that ended in LF alone.
+    lone_lf: bool,
+    profile: Profile,
+    /// The last step forward: deadlines count from here.
+    since: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Reading {
+    Head { scanner: Scanner, blank: u8 },
+    Body(Reader),
+}
+
+impl Reading {
+    const HEAD: Reading = Reading::Head { scanner: Scanner::new(), blank: 0 };
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Ordinary HTTP, in either role.
+    Http(Http),
+    /// We have offered to turn the connection.
+    Offering(Http),
+    /// The peer has.
+    Offered(Http, Token, Profile),
+    /// Turned, and waiting before the first request because the peer would lose it.
+    Pausing(Http),
+    /// Turned.
+    Link(Http),
+    /// The peer broke the rules; a server may still say so.
+    Broken(Http, Error),
+    /// Only what was appended is still to be sent.
+    Draining(CloseReason, Closing, Instant),
+    /// Over.
+    Closed(CloseReason),
+}
+
+/// One connection. See the [module](self) for the contract.
+#[derive(Clone, Debug)]
+pub struct Conn {
+    state: State,
+}
+
+impl Conn {
+    /// A connection on which the peer asks first.
+    pub fn server(now: Instant) -> Conn {
+        Conn { state: State::Http(Http::new(Role::Server, Profile::Standard, now)) }
+    }
+
+    /// A connection on which we ask first.
+    pub fn client(now: Instant) -> Conn {
+        Conn { state: State::Http(Http::new(Role::Client, Profile::Standard, now)) }
+    }
+
+    /// Our role at the moment; `None` once the connection is closing.
+    pub fn role(&self) -> Option<Role> {
+        self.http().map(|http| http.role)
+    }
+
+    /// Whether the connection was turned and still lives.
+    pub fn is_link(&self) -> bool {
+        matches!(self.state, State::Link(_) | State::Pausing(_))
+    }
+
+    /// Whether a new request may go out on it, or may come in: nothing of one is there yet.
+    pub fn is_idle(&self) -> bool {
+        match &self.state {
+            State::Http(http) | State::Link(http) => http.is_idle(),
+            _ => false,
+        }
+    }
+
+    /// Whether more of the peer's bytes would be of use now. False while its next request has to wait for the answer to
+    /// this one.
+    pub fn wants_read(&self) -> bool {
+        match &self.state {
+            State::Http(http) | State::Offering(http) | State::Pausing(http) | State::Link(http) => {
+                !matches!(http.theirs(), Phase::Done | Phase::MustClose | Phase::MightSwitch)
+            }
+            State::Offered(..) | State::Broken(..) | State::Closed(_) => false,
+            State::Draining(_, closing, _) => *closing == Closing::Linger,
+        }
+    }
+
+    /// Whether and how the connection is to be closed after what was appended is sent.
+    pub fn closing(&self) -> Option<Closing> {
+        match &self.state {
+            State::Draining(_, closing, _) => Some(*closing),
+            State::Closed(_) => Some(Closing::Flush),
+            State::Broken(http, _) if http.role == Role::Client => Some(Closing::Flush),
+            _ => None,
+        }
+    }
+
+    /// Why it is closing or closed.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        match &self.state {
+            State::Draining(reason, ..) | State::Closed(reason) => Some(*reason),
+            State::Broken(_, error) => Some(CloseReason::Failed(*error)),
+            _ => None,
+        }
+    }
+
+    /// What the request in progress asked for.
+    pub fn asked(&self) -> Asked {
+        self.http().map(|http| http.asked).unwrap_or_default()
+    }
+
+    /// Whether our own message is still due: a server that has not finished its answer, a client that has not finished its
+    /// request.
+    pub fn is_speaking(&self) -> bool {
+        self.http().is_some_and(|http| matches!(http.ours(), Phase::Answering | Phase::Body))
+    }
+
+    /// Whether the peer's message is whole.
+    pub fn has_heard_all(&self) -> bool {
+        self.http().is_none_or(|http| !matches!(http.theirs(), Phase::Idle | Phase::Answering | Phase::Body))
+    }
+
+    /// Whether a final response can still be sent: none was begun.
+    pub fn can_respond(&self) -> bool {
+        self.http()
+            .is_some_and(|http| http.role == Role::Server && matches!(http.ours(), Phase::Answering | Phase::Idle))
+    }
+
+    /// Takes bytes from the peer. Gives how many of them are done with, and what they said. A head or trailers are put into
+    /// `head`.
+    ///
+    /// # Errors
+    /// When the peer broke a rule or a limit; the same error again at each later call. On a server's side
+    /// [`Conn::can_respond`] says whether the peer can be told.
+    pub fn recv<'a>(
+        &mut self,
+        now: Instant,
+        input: &'a [u8],
+        head: &mut Head,
+        config: &Config,
+    ) -> Result<(usize, Option<Event<'a>>), Error> {
+        let step = match &mut self.state {
+            State::Http(http) | State::Link(http) => {
+                let ends = http.profile.line_ends();
+                http.recv(now, input, head, config, ends)
+            }
+            // Kodi and net-ptth's test server end lines of their 101 with LF alone.
+            State::Offering(http) => http.recv(now, input, head, config, LineEnds::LfToo),
+            // Nothing may come before the answer to an offer (RFC 9931), nor on a link that was not asked.
+            State::Offered(..) | State::Pausing(_) if input.is_empty() => Ok((0, None)),
+            State::Offered(..) => Err(Fault::BytesBehindOffer.into()),
+            State::Pausing(_) => Err(Fault::UnexpectedData.into()),
+            State::Broken(_, error) => return Err(*error),
+            State::Draining(..) | State::Closed(_) => Ok((input.len(), None)),
+        };
+        match step {
+            Ok((used, Some(event))) => self.turn(now, event, input.len() - used, head).map(|event| (used, event)),
+            Ok(none) => Ok(none),
+            Err(error) => {
+                self.break_off(error);
+                Err(error)
+            }
+        }
+    }
+
+    /// What an event does to the connection beyond its exchange.
+    fn turn<'a>(
+        &mut self,
+        now: Instant,
+        event: Event<'a>,
+        behind: usize,
+        head: &Head,
+    ) -> Result<Option<Event<'a>>, Error> {
+        match (self.state, event) {
+            (State::Offering(http), Event::Turned) => match upgrade::switched(head, http.lone_lf) {
+                Ok(profile) => {
+                    self.state = State::Link(Http::new(!http.role, profile, now));
+                    Ok(Some(Event::Turned))
+                }
+                Err(error) => {
+                    self.break_off(error);
+                    Err(error)
+                }
+            },
+            // Nobody but an agent that has offered is waiting for a 101.
+            (_, Event::Turned) => {
+                self.break_off(Fault::UnaskedSwitch.into());
+                Err(Fault::UnaskedSwitch.into())
+            }
+            (State::Offering(http), Event::Response(framing)) => {
+                self.state = State::Http(http);
+                Ok(Some(Event::Response(framing)))
+            }
+            (State::Http(http), Event::Request(framing)) if http.role == Role::Server => match upgrade::offered(head) {
+                Ok(Some(_)) if behind > 0 => {
+                    self.break_off(Fault::BytesBehindOffer.into());
+                    Err(Fault::BytesBehindOffer.into())
+                }
+                Ok(Some((token, profile))) => {
+                    let mut http = http;
+                    http.exchange.offer();
+                    http.exchange.make(Role::Client, Move::End)?;
+                    http.reading = Reading::HEAD;
+                    self.state = State::Offered(http, token, profile);
+                    Ok(Some(Event::Offer(token)))
+                }
+                Ok(None) => self.demand_host(head).map(|()| Some(Event::Request(framing))),
+                Err(error) => {
+                    self.break_off(error);
+                    Err(error)
+                }
+            },
+            (_, event @ (Event::End { .. } | Event::Closed)) => {
+                self.settle(now);
+                Ok(Some(event))
+            }
+            (_, event) => Ok(Some(event)),
+        }
+    }
+
+    /// RFC 9112 §3.2: a request of HTTP/1.1 without `Host` is refused. On the reversed side it is not: draft-lentczner-rhttp
+    /// leaves the value empty, and AirPlay receivers the whole field away.
+    fn demand_host(&mut self, head: &Head) -> Result<(), Error> {
+        let absolute = matches!(Target::of(head.method(), head.target()), Some(Target::Absolute { .. }));
+        if head.version() == Version::Http11 && !head.fields.has(Name::Host) && !absolute {
+            self.break_off(Fault::NoHost.into());
+            return Err(Fault::NoHost.into());
+        }
+        Ok(())
+    }
+
+    /// The peer's bytes have ended, and `recv` gives nothing more; `leftover` of them were not used. Gives the end of a body
+    /// that ends so, or [`Event::Closed`].
+    ///
+    /// # Errors
+    /// [`Fault::EarlyEnd`] in the middle of a message.
+    pub fn eof(&mut self, now: Instant, leftover: usize) -> Result<Option<Event<'static>>, Error> {
+        let step = match &mut self.state {
+            State::Http(http) | State::Offering(http) | State::Link(http) => http.eof(leftover),
+            State::Offered(..) | State::Pausing(_) => Ok(Some(Event::Closed)),
+            State::Broken(_, error) => return Err(*error),
+            State::Draining(reason, ..) => {
+                self.state = State::Closed(*reason);
+                return Ok(None);
+            }
+            State::Closed(_) => return Ok(None),
+        };
+        match step {
+            Ok(Some(Event::Closed)) => {
+                self.state = State::Closed(CloseReason::PeerClosed);
+                Ok(Some(Event::Closed))
+            }
+            Ok(event) => {
+                self.settle(now);
+                Ok(event)
+            }
+            Err(error) => {
+                self.break_off(error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends a request's head. `fields` are all but the framing ones, `Host` among them.
+    ///
+    /// # Errors
+    /// When it is not our turn to ask, or a value can't be sent; nothing is appended then.
+    pub fn send_request(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<u8>,
+        (method, target): (&[u8], &[u8]),
+        body: Body,
+        fields: impl FnOnce(&mut FieldWriter<'_>),
+    ) -> Result<(), Error> {
+        let (State::Http(http) | State::Link(http)) = &mut self.state else {
+            return Err(Misuse::OutOfTurn.into());
+        };
+        let start = out.len();
+        let done = http.send_request(now, out, method, target, body, fields);
+        undo(done, out, start)
+    }
+
+    /// Offers to turn the connection: see [`upgrade::write_offer`].
+    ///
+    /// # Errors
+    /// When something was said on the connection before, or a value can't be sent.
+    pub fn send_offer(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<u8>,
+        (path, host): (&[u8], &[u8]),
+        token: Token,
+        more: impl FnOnce(&mut FieldWriter<'_>),
+    ) -> Result<(), Error> {
+        let State::Http(mut http) = self.state else { return Err(Misuse::OutOfTurn.into()) };
+        if http.role != Role::Client || !http.is_idle() {
+            return Err(Misuse::OutOfTurn.into());
+        }
+        let start = out.len();
+        undo(upgrade::write_offer(path, host, token, more, out), out, start)?;
+        http.exchange.offer();
+        http.exchange.make(Role::Client, Move::Request)?;
+        http.exchange.make(Role::Client, Move::End)?;
+        http.since = now;
+        self.state = State::Offering(http);
+        Ok(())
+    }
+
+    /// Takes an offer: sends the 101 and turns the connection. The first request may follow when [`Conn::is_idle`], which
+    /// for one known peer takes a moment ([`Wait::Pause`]).
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn accept(&mut self, now: Instant, out: &mut Vec<u8>) -> Result<(), Error> {
+        let State::Offered(http, token, profile) = self.state else { return Err(Misuse::OutOfTurn.into()) };
+        upgrade::write_switch(token, out);
+        let turned = Http::new(!http.role, profile, now);
+        self.state = match profile {
+            Profile::NetPtth => State::Pausing(turned),
+            _ => State::Link(turned),
+        };
+        Ok(())
+    }
+
+    /// Sends a 1xx response other than 101. Swallowed where the peer speaks HTTP/1.0, which has none.
+    ///
+    /// # Errors
+    /// When no answer is due, or the status is another.
+    pub fn send_informational(
+        &mut self,
+        out: &mut Vec<u8>,
+        (status, reason): (u16, &[u8]),
+        fields: impl FnOnce(&mut FieldWriter<'_>),
+    ) -> Result<(), Error> {
+        let (State::Http(http) | State::Link(http)) = &mut self.state else {
+            return Err(Misuse::OutOfTurn.into());
+        };
+        if !(100..200).contains(&status) || status == 101 {
+            return Err(Misuse::OutOfTurn.into());
+        }
+        http.exchange.make(http.role, Move::Informational)?;
+        if http.version == Version::Http10 {
+            return Ok(());
+        }
+        let start = out.len();
+        let done = head::write_status_line(status, reason, out).and_then(|()| {
+            let mut writer = FieldWriter::new(out);
+            fields(&mut writer);
+            writer.finish()
+        });
+        undo(done, out, start)
+    }
+
+    /// Sends a final response's head. `fields` are all but the framing ones and `Connection`.
+    ///
+    /// # Errors
+    /// When no answer is due, or a value can't be sent; nothing is appended then.
+    pub fn send_response(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<u8>,
+        (status, reason): (u16, &[u8]),
+        body: Body,
+        fields: impl FnOnce(&mut FieldWriter<'_>),
+    ) -> Result<(), Error> {
+        let http = match &mut self.state {
+            State::Http(http) | State::Link(http) | State::Offered(http, ..) | State::Broken(http, _) => http,
+            _ => return Err(Misuse::OutOfTurn.into()),
+        };
+        let start = out.len();
+        let done = http.send_response(now, out, status, reason, body, fields);
+        undo(done, out, start)
+    }
+
+    /// Sends a piece of the body.
+    ///
+    /// # Errors
+    /// When no body is being sent, or it is more than was announced; nothing is appended then.
+    pub fn send_data(&mut self, now: Instant, data: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+        let http = self.http_mut().ok_or(Error::Local(Misuse::OutOfTurn))?;
+        let mut exchange = http.exchange;
+        exchange.make(http.role, Move::Data)?;
+        http.writing.data(data, out)?;
+        http.exchange = exchange;
+        http.since = now;
+        Ok(())
+    }
+
+    /// Ends the message, with trailers where they can be sent.
+    ///
+    /// # Errors
+    /// When no body is being sent, or less of it came than was announced.
+    pub fn send_end(&mut self, now: Instant, trailers: Option<&Fields>, out: &mut Vec<u8>) -> Result<(), Error> {
+        let http = self.http_mut().ok_or(Error::Local(Misuse::OutOfTurn))?;
+        let mut exchange = http.exchange;
+        exchange.make(http.role, Move::End)?;
+        http.writing.end(trailers, out)?;
+        http.exchange = exchange;
+        http.since = now;
+        self.settle(now);
+        Ok(())
+    }
+
+    /// The driver has held the peer back and now reads on: the patience with it starts anew.
+    pub fn touch(&mut self, now: Instant) {
+        if let Some(http) = self.http_mut() {
+            http.since = now;
+        }
+    }
+
+    /// No exchange follows the present one: a server's answer says `Connection: close`, an idle connection closes now.
+    pub fn do_not_keep(&mut self) {
+        let idle = self.is_idle();
+        let Some(http) = self.http_mut() else { return };
+        http.exchange.do_not_keep();
+        if idle {
+            self.state = State::Closed(CloseReason::Draining);
+        }
+    }
+
+    /// Until when this connection may stay as it is, and which patience ends then. `None`: as long as it likes.
+    pub fn deadline(&self, deadlines: &Deadlines) -> Option<(Instant, Wait)> {
+        let (since, patience, wait): (Instant, Duration, Wait) = match &self.state {
+            State::Offering(http) => (http.since, deadlines.upgrade, Wait::Upgrade),
+            State::Pausing(http) => (http.since, NET_PTTH_PAUSE, Wait::Pause),
+            State::Draining(_, Closing::Linger, since) => (*since, deadlines.linger, Wait::Linger),
+            State::Http(http) => http.deadline(deadlines, false)?,
+            State::Link(http) => http.deadline(deadlines, true)?,
+            _ => return None,
+        };
+        Some((since + patience, wait))
+    }
+
+    /// A deadline has passed. Those that only move the connection on are dealt with here: the pause behind a 101 ends, a body
+    /// whose end is silence ends, a lingering connection is closed. The others are the driver's to answer.
+    pub fn timeout(&mut self, now: Instant, wait: Wait) -> Option<Event<'static>> {
+        match (&mut self.state, wait) {
+            (State::Pausing(http), Wait::Pause) => {
+                self.state = State::Link(Http { since: now, ..*http });
+                None
+            }
+            (State::Link(http), Wait::Quiet) => {
+                http.exchange.make(!http.role, Move::End).ok()?;
+                http.reading = Reading::HEAD;
+                self.settle(now);
+                Some(Event::End { trailers: false })
+            }
+            (State::Draining(reason, ..), Wait::Linger) => {
+                self.state = State::Closed(*reason);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Both messages are over: the next exchange begins, or the connection ends.
+    fn settle(&mut self, now: Instant) {
+        let (http, error) = match &mut self.state {
+            State::Http(http) | State::Link(http) => (http, None),
+            State::Offered(http, ..) => (http, None),
+            State::Broken(http, error) => (http, Some(*error)),
+            _ => return,
+        };
+        if http.exchange.start_next() {
+            http.reading = Reading::HEAD;
+            http.asked = Asked::Other;
+            http.since = now;
+            if let State::Offered(http, ..) = self.state {
+                self.state = State::Http(http);
+            }
+            return;
+        }
+        let (ours, theirs) = (http.ours(), http.theirs());
+        let over = matches!(ours, Phase::Done | Phase::MustClose);
+        self.state = match (http.role, over, theirs) {
+            (_, true, Phase::Broken) => match error {
+                Some(error) => State::Draining(CloseReason::Failed(error), Closing::Linger, now),
+                None => return,
+            },
+            (Role::Server, true, Phase::MustClose | Phase::Closed) => {
+                let until_close = http.writing == Writer::UntilClose;
+                let reason = if until_close { CloseReason::EndOfBody } else { CloseReason::NotKept };
+                State::Draining(reason, Closing::Flush, now)
+            }
+            // The answer is complete and the request is not: no next exchange can be found behind it.
+            (Role::Server, true, Phase::Body) => State::Draining(CloseReason::AnsweredEarly, Closing::Linger, now),
+            (Role::Server, true, Phase::Idle) => State::Draining(CloseReason::NotKept, Closing::Linger, now),
+            (Role::Client, _, Phase::MustClose) if over => State::Closed(CloseReason::NotKept),
+            (Role::Client, false, Phase::Done | Phase::MustClose) => State::Closed(CloseReason::AnsweredEarly),
+            _ => return,
+        };
+    }
+
+    fn break_off(&mut self, error: Error) {
+        let state = mem::replace(&mut self.state, State::Closed(CloseReason::Failed(error)));
+        self.state = match state {
+            State::Http(mut http)
+            | State::Offering(mut http)
+            | State::Offered(mut http, ..)
+            | State::Pausing(mut http)
+            | State::Link(mut http) => {
+                http.exchange.break_off(!http.role);
+                State::Broken(http, error)
+            }
+            other => other,
+        };
+    }
+
+    fn http(&self) -> Option<&Http> {
+        match &self.state {
+            State::Http(http)
+            | State::Offering(http)
+            | State::Offered(http, ..)
+            | State::Pausing(http)
+            | State::Link(http)
+            | State::Broken(http, _) => Some(http),
+            State::Draining(..) | State::Closed(_) => None,
+        }
+    }
+
+    fn http_mut(&mut self) -> Option<&mut Http> {
+        match &mut self.state {
+            State::Http(http)
+            | State::Offering(http)
+            | State::Offered(http, ..)
+            | State::Pausing(http)
+            | State::Link(http)
+            | State::Broken(http, _) => Some(http),
+            State::Draining(..) | State::Closed(_) => None,
+        }
+    }
+}
+
+/// A head that could not be written is taken back whole.
+fn undo(done: Result<(), Error>, out: &mut Vec<u8>, start: usize) -> Result<(), Error> {
+    if done.is_err() {
+        out.truncate(start);
+    }
+    done
+}
+
+impl Http {
+    fn new(role: Role, profile: Profile, now: Instant) -> Http {
+        Http {
+            role,
+            exchange: Exchange::default(),
+            reading: Reading::HEAD,
+            writing: Writer::Length(0),
+            asked: Asked::Other,
+            version: Version::Http11,
+            lone_lf: false,
+            profile,
+            since: now,
+        }
+    }
+
+    fn ours(&self) -> Phase {
+        self.exchange.phase(self.role)
+    }
+
+    fn theirs(&self) -> Phase {
+        self.exchange.phase(!self.role)
+    }
+
+    fn is_idle(&self) -> bool {
+        let fresh = match &self.reading {
+            Reading::Head { scanner, .. } => scanner.is_fresh(),
+            Reading::Body(_) => false,
+        };
+        fresh && self.exchange.phase(Role::Client) == Phase::Idle && self.exchange.phase(Role::Server) == Phase::Idle
+    }
+
+    fn recv<'a>(
+        &mut self,
+        now: Instant,
+        input: &'a [u8],
+        head: &mut Head,
+        config: &Config,
+        ends: LineEnds,
+    ) -> Result<(usize, Option<Event<'a>>), Error> {
+        match (self.role, self.theirs()) {
+            // RFC 9112 §9.2: bytes on a connection without an outstanding request are no response.
+            (Role::Client, Phase::Idle) if !input.is_empty() => Err(Fault::UnexpectedData.into()),
+            (Role::Server, Phase::Idle) | (Role::Client, Phase::Answering) => {
+                self.recv_head(now, input, head, config, ends)
+            }
+            (_, Phase::Body) => self.recv_body(now, input, head, config),
+            _ => Ok((0, None)),
+        }
+    }
+
+    fn recv_head<'a>(
+        &mut self,
+        now: Instant,
+        input: &'a [u8],
+        head: &mut Head,
+        config: &Config,
+        ends: LineEnds,
+    ) -> Result<(usize, Option<Event<'a>>), Error> {
+        let Reading::Head { scanner, blank } = &mut self.reading else { return Ok((0, None)) };
+        let mut used = 0;
+        if self.role == Role::Server && scanner.is_fresh() {
+            used = blank_lines(input, blank);
+            if matches!(input[used..], [] | [b'\r']) {
+                return Ok((used, None));
+            }
+            self.since = now;
+        }
+        let rest = &input[used..];
+        let Some(n) = scanner.find_end(rest, ends, config.limits.head)? else { return Ok((used, None)) };
+        self.lone_lf = scanner.saw_lone_lf();
+        let event = match self.role {
+            Role::Server => self.request(&rest[..n], head, &config.limits)?,
+            Role::Client => self.response(&rest[..n], head, &config.limits)?,
+        };
+        self.since = now;
+        Ok((used + n, Some(event)))
+    }
+
+    fn request(&mut self, whole: &[u8], head: &mut Head, limits: &Limits) -> Result<Event<'static>, Error> {
+        head.parse_request(whole, limits)?;
+        // Known as early as can be: an error is answered in the version of the request.
+        self.version = head.version();
+        self.asked = Asked::by(head.method());
+        head::host(&head.fields)?;
+        let framing = framing(head, None)?;
+        self.exchange.make(Role::Client, Move::Request)?;
+        if !is_kept(head) {
+            self.exchange.do_not_keep();
+        }
+        self.reading = Reading::Body(framing.into());
+        Ok(Event::Request(framing))
+    }
+
+    fn response(&mut self, whole: &[u8], head: &mut Head, limits: &Limits) -> Result<Event<'static>, Error> {
+        head.parse_response(whole, limits)?;
+        self.version = head.version();
+        match head.status() {
+            101 => {
+                self.exchange.make(Role::Server, Move::Switch).map_err(|_| Fault::UnaskedSwitch)?;
+                return Ok(Event::Turned);
+            }
+            100..200 => {
+                self.exchange.make(Role::Server, Move::Informational)?;
+                self.reading = Reading::HEAD;
+                return Ok(Event::Informational);
+            }
+            _ => {}
+        }
+        let framing = framing(head, Some(self.asked))?;
+        self.exchange.make(Role::Server, Move::Response)?;
+        // net-ptth goes on after a body that only silence ends.
+        let ends_by_close = framing == Framing::UntilClose && self.profile != Profile::NetPtth;
+        if !is_kept(head) || ends_by_close {
+            self.exchange.do_not_keep();
+        }
+        self.reading = Reading::Body(framing.into());
+        Ok(Event::Response(framing))
+    }
+
+    fn recv_body<'a>(
+        &mut self,
+        now: Instant,
+        input: &'a [u8],
+        head: &mut Head,
+        config: &Config,
+    ) -> Result<(usize, Option<Event<'a>>), Error> {
+        let Reading::Body(reader) = &mut self.reading else { return Ok((0, None)) };
+        let (used, part) = reader.read(input, &mut head.fields, &config.limits)?;
+        match part {
+            None => Ok((used, None)),
+            Some(Part::Data(data)) => {
+                self.since = now;
+                Ok((used, Some(Event::Data(data))))
+            }
+            Some(Part::End) => {
+                let trailers = matches!(reader, Reader::Chunked(_)) && !head.fields.is_empty();
+                self.exchange.make(!self.role, Move::End)?;
+                self.reading = Reading::HEAD;
+                self.since = now;
+                Ok((used, Some(Event::End { trailers })))
+            }
+        }
+    }
+
+    fn eof(&mut self, leftover: usize) -> Result<Option<Event<'static>>, Error> {
+        match (self.role, self.theirs(), &self.reading) {
+            (_, Phase::Idle, _) if leftover == 0 => Ok(Some(Event::Closed)),
+            (Role::Client, Phase::Body, Reading::Body(Reader::UntilClose)) => {
+                self.exchange.do_not_keep();
+                self.exchange.make(Role::Server, Move::End)?;
+                self.reading = Reading::HEAD;
+                Ok(Some(Event::End { trailers: false }))
+            }
+            // The message was whole; only no other can follow it.
+            (_, Phase::Done | Phase::MustClose | Phase::Closed, _) => {
+                self.exchange.do_not_keep();
+                Ok(None)
+            }
+            _ => Err(Fault::EarlyEnd.into()),
+        }
+    }
+
+    fn send_request(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<u8>,
+        method: &[u8],
+        target: &[u8],
+        body: Body,
+        fields: impl FnOnce(&mut FieldWriter<'_>),
+    ) -> Result<(), Error> {
+        if self.role != Role::Client || !self.is_idle() {
+            return Err(Misuse::OutOfTurn.into());
+        }
+        head::write_request_line(method, target, out)?;
+        let mut writer = FieldWriter::new(out);
+        fields(&mut writer);
+        let writing = match body {
+            Body::None => Writer::Length(0),
+            Body::Length(n) => {
+                writer.number(b"Content-Length", n);
+                Writer::Length(n)
+            }
+            Body::Stream => {
+                writer.field("Transfer-Encoding", "chunked");
+                Writer::Chunked
+            }
+        };
+        writer.finish()?;
+        self.exchange.make(Role::Client, Move::Request)?;
+        self.writing = writing;
+        self.asked = Asked::by(method);
+        self.since = now;
+        Ok(())
+    }
+
+    fn send_response(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<u8>,
+        status: u16,
+        reason: &[u8],
+        body: Body,
+        fields: impl FnOnce(&mut FieldWriter<'_>),
+    ) -> Result<(), Error> {
+        let mut exchange = self.exchange;
+        exchange.make(Role::Server, Move::Response)?;
+        if status < 200 || self.role != Role::Server {
+            return Err(Misuse::OutOfTurn.into());
+        }
+        head::write_status_line(status, reason, out)?;
+        let mut writer = FieldWriter::new(out);
+        fields(&mut writer);
+        let tunnel = self.asked == Asked::Connect && (200..300).contains(&status);
+        let bodiless = self.asked == Asked::Head || matches!(status, 204 | 304) || tunnel;
+        let writing = match body {
+            _ if status == 204 || tunnel => Writer::Swallow,
+            Body::None if bodiless => Writer::Swallow,
+            Body::None => {
+                writer.field("Content-Length", "0");
+                Writer::Length(0)
+            }
+            Body::Length(n) => {
+                writer.number(b"Content-Length", n);
+                if bodiless { Writer::Swallow } else { Writer::Length(n) }
+            }
+            Body::Stream if bodiless => Writer::Swallow,
+            Body::Stream if self.version == Version::Http10 => {
+                exchange.do_not_keep();
+                Writer::UntilClose
+            }
+            Body::Stream => {
+                writer.field("Transfer-Encoding", "chunked");
+                Writer::Chunked
+            }
+        };
+        // Nothing that was said to a client which has not asked, or not well, can be followed by another exchange.
+        if !matches!(self.theirs(), Phase::Body | Phase::Done | Phase::MustClose | Phase::MightSwitch) {
+            exchange.do_not_keep();
+        }
+        match (exchange.is_kept(), self.version) {
+            (false, _) => writer.field("Connection", "close"),
+            (true, Version::Http10) => writer.field("Connection", "keep-alive"),
+            (true, Version::Http11) => {}
+        }
+        writer.finish()?;
+        self.exchange = exchange;
+        self.writing = writing;
+        self.since = now;
+        Ok(())
+    }
+
+    fn deadline(&self, deadlines: &Deadlines, turned: bool) -> Option<(Instant, Duration, Wait)> {
+        let (patience, wait) = match (self.role, self.theirs(), &self.reading) {
+            (Role::Server, Phase::Idle, Reading::Head { scanner, .. }) if !scanner.is_fresh() => {
+                (deadlines.head, Wait::Head)
+            }
+            // A link may be idle as long as it lives; TCP keep-alive watches it.
+            (Role::Server, Phase::Idle, _) if !turned => (deadlines.idle, Wait::Idle),
+            (Role::Server, Phase::Body, _) => (deadlines.body, Wait::Body),
+            // As long as we still ask, no answer is due.
+            (Role::Client, Phase::Answering, _) if self.ours() == Phase::Body => return None,
+            (Role::Client, Phase::Answering, _) if turned => (deadlines.link_answer, Wait::Answer),
+            (Role::Client, Phase::Answering, _) => (deadlines.answer, Wait::Answer),
+            (Role::Client, Phase::Body, Reading::Body(Reader::UntilClose)) if self.profile == Profile::NetPtth => {
+                (NET_PTTH_QUIET, Wait::Quiet)
+            }
+            (Role::Client, Phase::Body, _) => (deadlines.stream, Wait::Stream),
+            _ => return None,
+        };
+        Some((self.since, patience, wait))
+    }
+}
+
+/// Whether the sender of this head would go on with the connection (RFC 9112 §9.3).
+fn is_kept(head: &Head) -> bool {
+    match head.version() {
+        Version::Http11 => !head.fields.lists(Name::Connection, b"close"),
+        Version::Http10 => head.fields.lists(Name::Connection, b"keep-alive"),
+    }
+}
+
+/// The bytes of empty lines in front of a request.
+fn blank_lines(input: &[u8], blank: &mut u8) -> usize {
+    let mut used = 0;
+    while *blank < BLANK_LINES && input[used..].starts_with(b"\r\n") {
+        *blank += 1;
+        used += 2;
+    }
+    used
+}

@@ -1,0 +1,113 @@
+//! Bodies: read as bytes come, written as they are given; never kept.
+
+use alloc::vec::Vec;
+
+use crate::error::{Error, Misuse};
+use crate::http::framing::Framing;
+use crate::limits::Limits;
+use crate::wire::chunk::{self, Decoder, Part};
+use crate::wire::fields::Fields;
+
+/// Reads one body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// So many bytes are left.
+    Length(u64),
+    /// In the chunked coding.
+    Chunked(Decoder),
+    /// Up to the end of the connection.
+    UntilClose,
+}
+
+impl From<Framing> for Reader {
+    fn from(framing: Framing) -> Reader {
+        match framing {
+            Framing::Empty => Reader::Length(0),
+            Framing::Length(n) => Reader::Length(n),
+            Framing::Chunked => Reader::Chunked(Decoder::Size),
+            Framing::UntilClose => Reader::UntilClose,
+        }
+    }
+}
+
+impl Reader {
+    /// Reads on: see [`Decoder::read`], which this is for all framings.
+    ///
+    /// # Errors
+    /// When the chunked coding is broken.
+    pub fn read<'a>(
+        &mut self,
+        input: &'a [u8],
+        trailers: &mut Fields,
+        limits: &Limits,
+    ) -> Result<(usize, Option<Part<'a>>), Error> {
+        match self {
+            Reader::Length(0) => Ok((0, Some(Part::End))),
+            _ if input.is_empty() => Ok((0, None)),
+            Reader::Length(left) => {
+                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+                *left -= n as u64;
+                Ok((n, Some(Part::Data(&input[..n]))))
+            }
+            Reader::Chunked(decoder) => decoder.read(input, trailers, limits),
+            Reader::UntilClose => Ok((input.len(), Some(Part::Data(input)))),
+        }
+    }
+}
+
+/// Writes one body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// The message has a length that its body doesn't: a response to HEAD, a 304. What is given is swallowed.
+    Swallow,
+    /// So many bytes are to come.
+    Length(u64),
+    /// In the chunked coding.
+    Chunked,
+    /// Up to the end of the connection.
+    UntilClose,
+}
+
+impl Writer {
+    /// Appends a piece of body.
+    ///
+    /// # Errors
+    /// When it is more than the head announced; nothing was appended then.
+    pub fn data(&mut self, data: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+        match self {
+            Writer::Swallow => {}
+            Writer::Length(left) => {
+                *left = left.checked_sub(data.len() as u64).ok_or(Error::Local(Misuse::WrongLength))?;
+                out.extend_from_slice(data);
+            }
+            Writer::Chunked => chunk::write(data, out),
+            Writer::UntilClose => out.extend_from_slice(data),
+        }
+        Ok(())
+    }
+
+    /// Appends what ends the body. Trailers go with the chunked coding only and are dropped elsewhere (RFC 9110 §6.5.1).
+    ///
+    /// # Errors
+    /// When less came than the head announced.
+    pub fn end(&mut self, trailers: Option<&Fields>, out: &mut Vec<u8>) -> Result<(), Error> {
+        match self {
+            Writer::Length(left) if *left > 0 => return Err(Misuse::WrongLength.into()),
+            Writer::Chunked => {
+                out.extend_from_slice(b"0\r\n");
+                // What would change the message after the fact stays out (RFC 9110 §6.5.1): framing, routing, hop-by-hop.
+                for field in trailers.into_iter().flat_map(Fields::end_to_end) {
+                    if !field.known.is_forwarding() && !field.name.eq_ignore_ascii_case(b"host") {
+                        out.extend_from_slice(field.name);
+                        out.extend_from_slice(b": ");
+                        out.extend_from_slice(field.value);
+                        out.extend_from_slice(b"\r\n");
+                    }
+                }
+                out.extend_from_slice(b"\r\n");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

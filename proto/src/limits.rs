@@ -1,0 +1,211 @@
+//! Every limit and every deadline: its name, its number, why, and who chose the same. An operator reads this one page; the
+//! programs take each name in `--limit NAME=N` and `--timeout NAME=TIME`.
+
+use core::time::Duration;
+
+/// Declares a struct of named numbers with a default each, and the table by which they are found by name.
+macro_rules! named_numbers {
+    ($(#[$meta:meta])* $name:ident : $type:ty { $($(#[$doc:meta])* $field:ident = $key:literal, $default:expr, $about:literal;)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name { $($(#[$doc])* pub $field: $type,)* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                $name { $($field: $default,)* }
+            }
+        }
+
+        impl $name {
+            /// The names with a few words on each, in the order of this page: what `--help` lists.
+            pub const NAMES: &'static [(&'static str, &'static str)] = &[$(($key, $about),)*];
+
+            /// Sets the number called `name`. False, and nothing changes, when there is none of that name.
+            pub fn set(&mut self, name: &str, value: $type) -> bool {
+                match name {
+                    $($key => self.$field = value,)*
+                    _ => return false,
+                }
+                true
+            }
+
+            /// The number called `name`.
+            pub fn get(&self, name: &str) -> Option<$type> {
+                match name {
+                    $($key => Some(self.$field),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+named_numbers! {
+    /// Sizes and counts that a peer can't exceed.
+    Limits: usize {
+        /// Bytes of one message's head, line ends included. A request beyond it gets 431, a response 502. Node allows
+        /// 16 KiB, h11 16 KiB and then as much as one read brought, nginx 32 KiB in four buffers, Go 1 MiB; cookies
+        /// and signed URLs of real applications pass 32 KiB at times.
+        head = "head", 64 * 1024, "bytes of a message's head (431 beyond)";
+        /// Fields in one head or trailer section. hyper and Apache allow 100. At most [`MAX_FIELDS`].
+        fields = "fields", 100, "fields in a head (431 beyond)";
+        /// Bytes of a chunk's size line with its extensions, CRLF included. Nobody sends extensions; without a limit they
+        /// are a way to keep a connection busy for nothing (Go CVE-2023-39326). hyper allows 16 KiB for all of a body's.
+        chunk_line = "chunk-line", 256, "bytes of a chunk's size line (400 beyond)";
+        /// Bytes of a trailer section. Apache's LimitRequestFieldSize is 8190.
+        trailers = "trailers", 8 * 1024, "bytes of a trailer section (431 beyond)";
+        /// Body bytes of one direction that wait in memory for a slow reader before its writer is no longer read.
+        /// Linux's own default for a pipe is 64 KiB.
+        buffer = "buffer", 64 * 1024, "bytes held for a slow reader, each way";
+        /// Requests of one tunnel that wait for a link; those beyond get a 503 at once.
+        waiting = "waiting", 1024, "requests of a tunnel that may wait for a link";
+        /// Links of one tunnel. The newest always gets in: beyond the limit, the link that has been idle longest goes.
+        links = "links", 4096, "links of a tunnel";
+        /// Tunnels of one relay.
+        tunnels = "tunnels", 10_000, "tunnels of a relay";
+        /// Links or upstream connections that one request is tried on. nginx tries every server once; a stale pool shows
+        /// itself after two.
+        tries = "tries", 4, "links that one request may be tried on";
+        /// Idle connections to the upstream that an agent keeps. nginx's documentation suggests 16 to 32 in `keepalive`.
+        upstream_idle = "upstream-idle", 64, "idle upstream connections an agent keeps";
+    }
+}
+
+/// The most fields that one head may have, whatever [`Limits::fields`] says: the parser's table lives on the stack.
+pub const MAX_FIELDS: usize = 256;
+
+/// Bytes that may follow an offer before its answer: none. RFC 9931: what comes before the switch is confirmed could be read
+/// as a request of its own.
+pub const BYTES_BEHIND_OFFER: usize = 0;
+
+/// Empty lines that a server skips in front of a request line. RFC 9112 §2.2 asks for "at least one"; old browsers sent one
+/// behind a POST body.
+pub const BLANK_LINES: u8 = 2;
+
+named_numbers! {
+    /// How long each state may last. None is shorter than a person's patience or longer than a NAT's memory without reason.
+    Deadlines: Duration {
+        /// A request's head, from its first byte to its last. nginx 60 s, Apache 20 s, Go's documentation 5 s; a head is one
+        /// segment or two.
+        head = "head", Duration::from_secs(10), "a request's head, first byte to last (408 beyond)";
+        /// A visitor's connection between requests. nginx 75 s, Apache 5 s, browsers themselves 60 to 300 s.
+        idle = "idle", Duration::from_secs(60), "a visitor's connection without a request";
+        /// A request's body, between two reads that bring something.
+        body = "body", Duration::from_secs(60), "a request's body without a byte (408 beyond)";
+        /// A TCP connection, each address of a name. curl waits 300 s, browsers 75 to 120 s; someone watches ours.
+        connect = "connect", Duration::from_secs(10), "a connection being made, each address";
+        /// From an agent's offer to the relay's 101. Yaler's devices wait 75 s, because its relay answers within 60.
+        upgrade = "upgrade", Duration::from_secs(75), "the relay's answer to an agent's offer";
+        /// From the end of a request to the first byte of the upstream's response. nginx's `proxy_read_timeout`.
+        answer = "answer", Duration::from_secs(60), "the upstream's first byte (504 beyond)";
+        /// The same on a link: longer than `answer`, so that the hop that failed is the hop that says so.
+        link_answer = "link-answer", Duration::from_secs(75), "the first byte of an agent's answer (504 beyond)";
+        /// A response's body between two reads that bring something. Event streams may be silent for long, and nobody
+        /// notices when nothing is lost; but not for ever.
+        stream = "stream", Duration::from_secs(3600), "a response's body without a byte";
+        /// Output that the peer doesn't take. nginx's `send_timeout`.
+        write = "write", Duration::from_secs(60), "bytes that a peer does not take";
+        /// A request waiting for a link of its tunnel.
+        link = "link", Duration::from_secs(10), "a request waiting for a link (503 beyond)";
+        /// After a visitor's end of input behind a whole request: most that do this are gone, some (`nc -N`) only half.
+        half_close = "half-close", Duration::from_secs(2), "an answer to a visitor that closed its side";
+        /// After our last byte, for the peer to read it before the socket goes: else a reset may overtake it (RFC 9112
+        /// §9.6). nginx's `lingering_timeout` is 5 s.
+        linger = "linger", Duration::from_secs(2), "a closed connection's last bytes to arrive";
+        /// Running exchanges after SIGTERM. systemd kills after 90 s, Kubernetes after 30.
+        drain = "drain", Duration::from_secs(30), "running exchanges after a signal to stop";
+        /// An agent's link beyond its spare ones, without a request.
+        spare = "spare", Duration::from_secs(30), "links beyond the spare ones to be let go";
+        /// The first wait after a failed dial; doubles up to `backoff-max`, less up to half at random.
+        backoff = "backoff", Duration::from_millis(500), "the first wait after a failed dial";
+        /// The longest wait between two dials.
+        backoff_max = "backoff-max", Duration::from_secs(30), "the longest wait between dials";
+        /// An idle upstream connection. Node closes its own after 5 s, nginx after 75; closing first avoids the race.
+        upstream_idle = "upstream-idle", Duration::from_secs(4), "an upstream connection without a request";
+        /// TCP keep-alive of links: the first probe after this, then three more a third of it apart, so that a peer that is
+        /// gone is noticed within twice this time. The shortest NAT timeouts seen in the field are about 30 s.
+        keepalive = "keepalive", Duration::from_secs(15), "a silent link before TCP keep-alive probes";
+    }
+}
+
+/// net-ptth loses a request that shares a read with the 101: its own tests pause 500 ms, 50 ms served on a real path.
+pub const NET_PTTH_PAUSE: Duration = Duration::from_millis(100);
+
+/// net-ptth neither says a body's length nor closes behind it: silence of this length ends one.
+pub const NET_PTTH_QUIET: Duration = Duration::from_millis(500);
+
+/// Why a connection has a deadline at the moment: what a log line names when it passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wait {
+    /// [`Deadlines::head`]
+    Head,
+    /// [`Deadlines::idle`]
+    Idle,
+    /// [`Deadlines::body`]
+    Body,
+    /// [`Deadlines::connect`]
+    Connect,
+    /// [`Deadlines::upgrade`]
+    Upgrade,
+    /// [`Deadlines::answer`] or [`Deadlines::link_answer`]
+    Answer,
+    /// [`Deadlines::stream`]
+    Stream,
+    /// [`Deadlines::write`]
+    Write,
+    /// [`Deadlines::link`]
+    Link,
+    /// [`Deadlines::half_close`]
+    HalfClose,
+    /// [`Deadlines::linger`]
+    Linger,
+    /// [`Deadlines::upstream_idle`]
+    UpstreamIdle,
+    /// [`NET_PTTH_PAUSE`]
+    Pause,
+    /// [`NET_PTTH_QUIET`]
+    Quiet,
+}
+
+impl Wait {
+    /// The name of the deadline, as `--timeout` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Wait::Head => "head",
+            Wait::Idle => "idle",
+            Wait::Body => "body",
+            Wait::Connect => "connect",
+            Wait::Upgrade => "upgrade",
+            Wait::Answer => "answer",
+            Wait::Stream => "stream",
+            Wait::Write => "write",
+            Wait::Link => "link",
+            Wait::HalfClose => "half-close",
+            Wait::Linger => "linger",
+            Wait::UpstreamIdle => "upstream-idle",
+            Wait::Pause => "pause",
+            Wait::Quiet => "quiet",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_is_found_by_its_name() {
+        let mut limits = Limits::default();
+        for (name, about) in Limits::NAMES {
+            assert!(limits.set(name, 7), "{name}");
+            assert_eq!(limits.get(name), Some(7));
+            assert!(!about.is_empty());
+        }
+        let mut deadlines = Deadlines::default();
+        for (name, _) in Deadlines::NAMES {
+            assert!(deadlines.set(name, Duration::from_secs(7)), "{name}");
+        }
+        assert!(!deadlines.set("no-such", Duration::ZERO));
+        assert!(MAX_FIELDS >= Limits::default().fields);
+    }
+}

@@ -1,0 +1,3 @@
+//! How a connection becomes a link: the handshake of each dialect and the turn, and what is tolerated of known peers.
+
+pub mod upgrade;
