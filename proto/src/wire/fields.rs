@@ -162,6 +162,10 @@ impl Fields {
         self.present = 0;
     }
 
+    pub(crate) fn memory(&self) -> usize {
+        self.bytes.capacity() + self.entries.capacity() * size_of::<Entry>()
+    }
+
     /// Takes over what the parser found in `whole`, of which names and values are slices.
     pub(crate) fn fill<'a>(&mut self, whole: &'a [u8], parsed: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
         self.clear();

@@ -121,6 +121,11 @@ impl Head {
         self.fields.clear();
     }
 
+    /// Bytes of memory that it keeps.
+    pub fn memory(&self) -> usize {
+        self.fields.memory()
+    }
+
     /// The request's method; empty for a response.
     pub fn method(&self) -> &[u8] {
         match self.start {
@@ -333,7 +338,8 @@ pub fn is_host(value: &[u8]) -> bool {
 #[cold]
 fn diagnose(whole: &[u8], error: Option<httparse::Error>, request: bool) -> Error {
     let mut parts = whole.splitn(2, |b| *b == b'\n');
-    let first = parts.next().unwrap_or_default().trim_ascii_end();
+    let first = parts.next().unwrap_or_default();
+    let first = first.strip_suffix(b"\r").unwrap_or(first);
     match error {
         Some(httparse::Error::TooManyHeaders) => Over::Fields.into(),
         Some(httparse::Error::HeaderName | httparse::Error::HeaderValue) => {
@@ -542,6 +548,7 @@ mod tests {
             ("GET /\r\n\r\n", Fault::BadStartLine),
             ("GET  / HTTP/1.1\r\n\r\n", Fault::BadStartLine),
             ("GET /a b HTTP/1.1\r\n\r\n", Fault::BadStartLine),
+            ("GET /a HTTP/1.1 \r\n\r\n", Fault::BadStartLine),
             ("G(T / HTTP/1.1\r\n\r\n", Fault::BadMethod),
             ("GET a HTTP/1.1\r\n\r\n", Fault::BadTarget),
             ("GET /#a HTTP/1.1\r\n\r\n", Fault::BadTarget),

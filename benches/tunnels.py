@@ -1,0 +1,578 @@
+#!/usr/bin/env python3
+"""Measures reverse tunnels side by side on this machine's loopback.
+
+One origin (nginx with files), one load generator (wrk; curl for the large body), and between them in turn: nothing,
+nginx as a reverse proxy of one hop, bore, rathole, and ours. `benches/setup.sh` installs the others; ours is
+`cargo build --release`.
+
+    benches/tunnels.py                              1 KiB, 64 connections
+    benches/tunnels.py --bulk                       and one body of 1 GiB
+    benches/tunnels.py --close                      a new connection for each request
+    benches/tunnels.py --path /100k --conns 1       another file, another number of visitors
+    benches/tunnels.py --all --write                every shape of load, into docs/bench/latest.md
+
+The systems run in turn within each round, so that a slow minute of the machine hits all of them, and each figure is
+the median of the rounds. CPU time and memory are those of the tunnel's own processes: neither the origin's nor the
+load generator's. Everything shares the machine's cores, as it does wherever such figures are compared.
+"""
+import argparse
+import dataclasses
+import http.client
+import os
+import pathlib
+import platform
+import re
+import resource
+import shlex
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TOOLS = ROOT / "target/bench-tools/bin"
+RELEASE = ROOT / "target/release"
+REPORT = ROOT / "docs/bench/latest.md"
+# nginx is in /usr/sbin, which is not on everybody's PATH.
+PATH = os.pathsep.join([str(TOOLS), os.environ["PATH"], "/usr/sbin"])
+
+HOST = "127.0.0.1"
+FILES = {"/1k": 1 << 10, "/100k": 100 << 10, "/1g": 1 << 30}
+SIZES = {"/1k": "1 KiB", "/100k": "100 KiB", "/1g": "1 GiB"}
+READY_SECONDS = 15
+MIB, GIB = 1 << 20, 1 << 30
+
+
+class Trouble(Exception):
+    """A system that cannot be measured. The others still are."""
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Process:
+    """A program of a system. `listens` must accept before the next program is started."""
+
+    command: list
+    listens: tuple = None
+
+
+@dataclasses.dataclass
+class System:
+    """What stands between the load generator and the origin: its programs, and the port that visitors come to."""
+
+    processes: list
+    port: int
+
+
+def origin_alone(folder, origin):
+    return System([], origin)
+
+
+def nginx_proxy(folder, origin):
+    port = free_port()
+    proxy = f"""
+    upstream origin {{ server {HOST}:{origin}; keepalive 1024; keepalive_requests 1000000000; }}
+    server {{
+        listen {HOST}:{port} backlog=4096;
+        location / {{
+            proxy_pass http://origin;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            # Else a large body is written to a file on its way.
+            proxy_max_temp_file_size 0;
+        }}
+    }}"""
+    return System([nginx(folder / "nginx-proxy", port, proxy)], port)
+
+
+def bore(folder, origin):
+    # bore's control port is a constant: an address of its own keeps it away from any other bore.
+    address, port = free_address(7835), free_port()
+    server = f"bore server --bind-addr {address} --bind-tunnels {HOST}"
+    client = f"bore local {origin} --local-host {HOST} --to {address} --port {port}"
+    return System([Process(server.split(), (address, 7835)), Process(client.split())], port)
+
+
+def rathole(folder, origin):
+    control, port = free_port(), free_port()
+    server, client = folder / "rathole-server.toml", folder / "rathole-client.toml"
+    server.write_text(f"""[server]
+bind_addr = "{HOST}:{control}"
+default_token = "bench"
+[server.services.web]
+bind_addr = "{HOST}:{port}"
+""")
+    client.write_text(f"""[client]
+remote_addr = "{HOST}:{control}"
+default_token = "bench"
+[client.services.web]
+local_addr = "{HOST}:{origin}"
+""")
+    return System([Process(["rathole", server], (HOST, control)), Process(["rathole", client])], port)
+
+
+def ours(folder, origin):
+    # The name `default` answers to every Host, so the load generator needs no header that the others do not get.
+    port = free_port()
+    relay = [RELEASE / "ptth-relay", "--listen", f"{HOST}:{port}"]
+    agent = [RELEASE / "ptth-reverse", f"{HOST}:{origin}", "--via", f"http://{HOST}:{port}", "--name", "default"]
+    return System([Process(relay, (HOST, port)), Process(agent)], port)
+
+
+SYSTEMS = {"origin": origin_alone, "nginx": nginx_proxy, "bore": bore, "rathole": rathole, "ours": ours}
+TITLES = {
+    "origin": "the origin alone",
+    "nginx": "nginx as a reverse proxy (one hop)",
+    "bore": "bore (raw TCP)",
+    "rathole": "rathole (raw TCP)",
+    "ours": "ours",
+}
+RIVALS = ["rathole", "bore"]
+
+
+@dataclasses.dataclass
+class Shape:
+    """A shape of load."""
+
+    path: str = "/1k"
+    conns: int = 64
+    close: bool = False
+    bulk: bool = False
+
+    def title(self):
+        visitors = "1 connection" if self.conns == 1 else f"{self.conns} connections"
+        kept = ", a new one for each request" if self.close else ""
+        bulk = "; one body of 1 GiB" if self.bulk else ""
+        return f"{SIZES[self.path]} bodies, {visitors}{kept}{bulk}"
+
+
+ALL_SHAPES = [Shape(bulk=True), Shape(close=True), Shape(conns=1), Shape(path="/100k"), Shape(conns=1000)]
+
+
+@dataclasses.dataclass
+class Sample:
+    """What one run of one system gave. The fields of the large body are None unless it was asked for."""
+
+    requests_a_second: float
+    cpu_us_a_request: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+    rss_mib: float
+    gib_a_second: float = None
+    cpu_s_a_gib: float = None
+
+
+# --- programs: start, wait until ready, stop --------------------------------------------------------------------------
+
+
+class Running:
+    """Programs that we started. Leaving the `with` block ends them, by their ids, and nothing else."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.children = []
+        self.logs = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for child in self.children:
+            child.terminate()
+        for child in self.children:
+            try:
+                child.wait(5)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    def start(self, process):
+        self.logs.append(self.folder / f"{pathlib.Path(process.command[0]).name}-{len(self.logs)}.log")
+        with open(self.logs[-1], "wb") as log:
+            self.children.append(subprocess.Popen(process.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+        if process.listens:
+            self.wait_until(lambda: accepts(process.listens))
+
+    def wait_until(self, ready):
+        end = time.monotonic() + READY_SECONDS
+        while not ready():
+            gone = [c for c in self.children if c.poll() is not None]
+            if gone or time.monotonic() > end:
+                why = f"{gone[0].args[0]} ended with {gone[0].returncode}" if gone else "it does not answer"
+                raise Trouble("\n".join([why, *self.last_words()]))
+            time.sleep(0.02)
+
+    def last_words(self):
+        return [line for log in self.logs for line in log.read_text(errors="replace").splitlines()[-5:]]
+
+    def ids(self):
+        """Our children and theirs: nginx answers in a worker that its master started."""
+        ids = [child.pid for child in self.children]
+        for pid in ids:
+            ids.extend(int(pid) for pid in read(f"/proc/{pid}/task/{pid}/children").split())
+        return ids
+
+    def cpu_seconds(self):
+        # schedstat counts nanoseconds where /proc/PID/stat counts clock ticks.
+        stats = (read(f"/proc/{pid}/task/{task}/schedstat") for pid in self.ids() for task in tasks(pid))
+        return sum(int(stat.split()[0]) for stat in stats if stat) / 1e9
+
+    def peak_rss_mib(self):
+        peaks = (re.search(r"VmHWM:\s+(\d+) kB", read(f"/proc/{pid}/status")) for pid in self.ids())
+        return sum(int(peak[1]) for peak in peaks if peak) * 1024 / MIB
+
+
+def read(path):
+    """What the file says; nothing if the process that it told of is gone."""
+    try:
+        return pathlib.Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def tasks(pid):
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+
+
+def accepts(address):
+    try:
+        socket.create_connection(address, 1).close()
+        return True
+    except OSError:
+        return False
+
+
+def answers(port):
+    """Does the small file come, whole, when asked for at this port?"""
+    connection = http.client.HTTPConnection(HOST, port, timeout=1)
+    try:
+        connection.request("GET", "/1k")
+        response = connection.getresponse()
+        return response.status == 200 and len(response.read()) == FILES["/1k"]
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def free_address(port):
+    for last in range(1, 255):
+        with socket.socket() as probe:
+            try:
+                probe.bind((f"127.0.7.{last}", port))
+                return f"127.0.7.{last}"
+            except OSError:
+                pass
+    raise Trouble(f"no loopback address has port {port} free")
+
+
+def nginx(folder, port, http_block):
+    """nginx with one worker and nothing that would cost time beside the answer itself.
+
+    With tcp_nopush head and file leave in one segment. Without it they are two, and now and then the second waits
+    40 ms for the first one's acknowledgement: a tunnel would be measured by its luck with that.
+    """
+    folder.mkdir(exist_ok=True)
+    # Started by root, its worker would be somebody else, who may not read our folder.
+    user = "user root;" if os.geteuid() == 0 else ""
+    scratch = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    config = folder / "nginx.conf"
+    config.write_text(f"""daemon off; {user} worker_processes 1; worker_rlimit_nofile 16384;
+pid {folder}/pid; error_log stderr error;
+events {{ worker_connections 8192; }}
+http {{
+    access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; {scratch}
+    {http_block}
+}}
+""")
+    command = ["nginx", "-e", "stderr", "-p", folder, "-c", config]
+    return Process(command, (HOST, port))
+
+
+def origin(folder, port):
+    files = folder / "files"
+    files.mkdir()
+    for path, size in FILES.items():
+        with open(files / path.strip("/"), "wb") as file:
+            file.truncate(size)
+    return nginx(folder / "nginx-origin", port, f"server {{ listen {HOST}:{port} backlog=4096; root {files}; }}")
+
+
+# --- one measurement --------------------------------------------------------------------------------------------------
+
+
+def measure(make, folder, origin_port, shape, seconds):
+    with Running(folder) as running:
+        system = make(folder, origin_port)
+        for process in system.processes:
+            running.start(process)
+        running.wait_until(lambda: answers(system.port))
+
+        wrk(system.port, shape, 1)  # Warm: connections made, buffers grown.
+        before = running.cpu_seconds()
+        load = wrk(system.port, shape, seconds)
+        cpu = running.cpu_seconds() - before
+        if not load["requests"]:
+            raise Trouble("\n".join(["no request was answered", *running.last_words()]))
+
+        sample = Sample(
+            requests_a_second=load["requests"] / load["seconds"],
+            cpu_us_a_request=cpu / load["requests"] * 1e6,
+            p50_ms=load["p50"],
+            p99_ms=load["p99"],
+            errors=load["errors"],
+            rss_mib=0,
+        )
+        if shape.bulk:
+            before = running.cpu_seconds()
+            taken = fetch_large(system.port)
+            sample.gib_a_second = FILES["/1g"] / GIB / taken
+            sample.cpu_s_a_gib = (running.cpu_seconds() - before) / (FILES["/1g"] / GIB)
+        sample.rss_mib = running.peak_rss_mib()
+        return sample
+
+
+def wrk_command(port, shape, seconds):
+    close = ["-H", "Connection: close"] if shape.close else []
+    url = f"http://{HOST}:{port}{shape.path}"
+    return ["wrk", "-t1", f"-c{shape.conns}", f"-d{seconds}s", "--timeout", "10s", "--latency", *close, url]
+
+
+def wrk(port, shape, seconds):
+    out = subprocess.run(wrk_command(port, shape, seconds), capture_output=True, text=True).stdout
+    total = re.search(r"(\d+) requests in ([\d.]+\w+),", out)
+    latency = {p: re.search(rf"(?m)^\s+{p}%\s+(\S+)", out) for p in ("50", "99")}
+    if not total or not all(latency.values()):
+        raise Trouble(f"wrk said: {out}")
+    # "Socket errors: connect 0, read 0, write 0, timeout 0" and "Non-2xx or 3xx responses: 0", each only when it happened.
+    errors = re.findall(r"\d+", "".join(re.findall(r"Socket errors:(.*)", out)))
+    refused = re.findall(r"Non-2xx or 3xx responses: (\d+)", out)
+    return {
+        "requests": int(total[1]),
+        "seconds": milliseconds(total[2]) / 1e3,
+        "p50": milliseconds(latency["50"][1]),
+        "p99": milliseconds(latency["99"][1]),
+        "errors": sum(map(int, errors + refused)),
+    }
+
+
+def milliseconds(text):
+    value, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m|h)", text).groups()
+    return float(value) * {"us": 1e-3, "ms": 1, "s": 1e3, "m": 60e3, "h": 3600e3}[unit]
+
+
+def curl_command(port):
+    return ["curl", "-s", "-o", "/dev/null", "-w", "%{size_download} %{time_total}", f"http://{HOST}:{port}/1g"]
+
+
+def fetch_large(port):
+    out = subprocess.run(curl_command(port), capture_output=True, text=True)
+    size, taken = out.stdout.split()
+    if int(size) != FILES["/1g"]:
+        raise Trouble(f"the large body ended after {size} bytes, curl says {out.returncode}")
+    return float(taken)
+
+
+def medians(samples):
+    columns = zip(*(dataclasses.astuple(sample) for sample in samples))
+    result = Sample(*(None if None in column else statistics.median(column) for column in columns))
+    # A median would hide the one round that failed.
+    result.errors = sum(sample.errors for sample in samples)
+    return result
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+COLUMNS = [
+    ("req/s", "requests_a_second", "{:,.0f}"),
+    ("CPU µs a request", "cpu_us_a_request", "{:.1f}"),
+    ("p50 ms", "p50_ms", "{:.2f}"),
+    ("p99 ms", "p99_ms", "{:.2f}"),
+    ("errors", "errors", "{:.0f}"),
+    ("GiB/s", "gib_a_second", "{:.2f}"),
+    ("CPU s a GiB", "cpu_s_a_gib", "{:.2f}"),
+    ("peak RSS MiB", "rss_mib", "{:.1f}"),
+]
+# What the origin alone does not have: there is no process of a tunnel to count.
+TUNNEL_ONLY = {"cpu_us_a_request", "cpu_s_a_gib", "rss_mib"}
+
+
+def table(results):
+    """The rows of a shape of load, the head first. Columns that nobody has a figure for are left out."""
+    columns = [c for c in COLUMNS if any(getattr(sample, c[1]) is not None for sample in results.values())]
+    yield ["system", *(title for title, _, _ in columns)]
+    for name, sample in results.items():
+        values = ((form, getattr(sample, field), name == "origin" and field in TUNNEL_ONLY) for _, field, form in columns)
+        yield [TITLES[name], *("" if absent or value is None else form.format(value) for form, value, absent in values)]
+
+
+def ratios(results):
+    """Ours divided by theirs, one line a rival."""
+    for rival in RIVALS:
+        if rival not in results or "ours" not in results:
+            continue
+        pairs = ((title, getattr(results["ours"], field), getattr(results[rival], field)) for title, field, _ in COLUMNS)
+        parts = [f"{title} × {mine / theirs:.2f}" for title, mine, theirs in pairs if mine and theirs and title != "errors"]
+        yield f"ours to {rival}: " + ", ".join(parts)
+
+
+def plain(rows):
+    rows = list(rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+
+
+def markdown(rows):
+    head, *body = rows
+    yield "| " + " | ".join(head) + " |"
+    yield "|---" + "|---:" * (len(head) - 1) + "|"
+    for row in body:
+        yield "| " + " | ".join(row) + " |"
+
+
+def report(measured, options):
+    """What `--write` keeps: the figures, and everything that somebody needs to measure them again."""
+    yield "# Measured"
+    yield ""
+    yield f"Written by `{shlex.join(['benches/tunnels.py', *sys.argv[1:]])}`; change nothing here by hand."
+    yield ""
+    yield f"All on one machine: {os.cpu_count()} cores, Linux {platform.release().split('-')[0]}, loopback. The origin is"
+    yield "nginx with one worker. Origin, load generator and tunnel share the cores. CPU time and memory are those of the"
+    yield f"tunnel's processes, both ends together. Medians of {options.rounds} rounds of {options.secs} s, the systems in turn"
+    yield "within each round; errors (broken connections, timeouts, answers other than 2xx and 3xx) are summed."
+    yield ""
+    yield "Versions: " + ", ".join(versions()) + "."
+    for shape, results in measured:
+        yield ""
+        yield f"## {shape.title()}"
+        yield ""
+        for line in ratios(results):
+            yield f"- {line}"
+        yield ""
+        yield from markdown(table(results))
+        yield ""
+        yield f"    {shlex.join(wrk_command('PORT', shape, options.secs))}"
+        if shape.bulk:
+            yield f"    {shlex.join(curl_command('PORT'))}"
+    yield ""
+    yield "## What ran"
+    yield ""
+    yield "PORT stands for a port that the system chose."
+    yield ""
+    for command in commands():
+        yield f"    {command}"
+
+
+def versions():
+    asked = [["nginx", "-v"], ["wrk", "-v"], ["curl", "-V"], ["bore", "-V"], ["rathole", "-V"], [RELEASE / "ptth-relay", "-V"]]
+    for command in asked:
+        try:
+            out = subprocess.run(command, capture_output=True, text=True)
+        except OSError:
+            continue
+        found = re.search(r"\d+(\.\d+)+", out.stdout + out.stderr)
+        yield f"{pathlib.Path(command[0]).name} {found[0] if found else '?'}"
+
+
+def commands():
+    """Each system's commands, with nothing in them that is true of this run alone."""
+    folder = pathlib.Path("FOLDER")
+    with tempfile.TemporaryDirectory() as scratch:
+        for make in SYSTEMS.values():
+            for process in make(pathlib.Path(scratch), "PORT").processes:
+                text = shlex.join(map(str, process.command)).replace(scratch, str(folder)).replace(f"{ROOT}/", "")
+                yield re.sub(r"(127\.0\.0\.1:|--port )\d+", r"\1PORT", text)
+
+
+# --- the whole run ----------------------------------------------------------------------------------------------------
+
+
+def run(shape, names, options, folder, origin_port):
+    samples = {name: [] for name in names}
+    for turn in range(options.rounds):
+        for name in names:
+            try:
+                samples[name].append(measure(SYSTEMS[name], folder, origin_port, shape, options.secs))
+                say(f"  {turn + 1}/{options.rounds} {name}: {samples[name][-1].requests_a_second:,.0f} req/s")
+            except (Trouble, OSError) as trouble:
+                say(f"  {turn + 1}/{options.rounds} {name}: {trouble}")
+    return {name: medians(kept) for name, kept in samples.items() if kept}
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--path", default="/1k", choices=list(FILES), help="the file that is asked for (default /1k)")
+    parser.add_argument("--conns", type=int, default=64, help="visitors' connections (default 64)")
+    parser.add_argument("--close", action="store_true", help="a new connection for each request")
+    parser.add_argument("--bulk", action="store_true", help="also one body of 1 GiB")
+    parser.add_argument("--all", action="store_true", help="every shape of load that we have a goal for")
+    parser.add_argument("--secs", type=int, default=5, help="seconds of load a system and round (default 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default 3)")
+    parser.add_argument("--only", default=",".join(SYSTEMS), help=f"some of {','.join(SYSTEMS)}")
+    parser.add_argument("--write", action="store_true", help=f"write {REPORT.relative_to(ROOT)}")
+    options = parser.parse_args()
+    options.only = options.only.split(",")
+    unknown = [name for name in options.only if name not in SYSTEMS]
+    if unknown:
+        parser.error(f"--only: there is no {', '.join(unknown)}")
+    return options
+
+
+def main():
+    options = arguments()
+    # So that an interrupted run, too, leaves through the `with` blocks that end our children.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A thousand visitors need more descriptors than the usual soft limit; children inherit ours.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.environ["PATH"] = PATH
+    for program in ("nginx", "wrk", "curl"):
+        if not shutil.which(program):
+            sys.exit(f"{program} is missing: run benches/setup.sh")
+
+    shapes = ALL_SHAPES if options.all else [Shape(options.path, options.conns, options.close, options.bulk)]
+    measured = []
+    (ROOT / "target").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / "target") as scratch:
+        folder, port = pathlib.Path(scratch), free_port()
+        with Running(folder) as running:
+            running.start(origin(folder, port))
+            if any(shape.bulk for shape in shapes):
+                fetch_large(port)  # Once for nothing, so that the first system finds the file in memory too.
+            for shape in shapes:
+                say(f"{shape.title()}:")
+                results = run(shape, options.only, options, folder, port)
+                measured.append((shape, results))
+                print(f"\n{shape.title()} (medians of {options.rounds} rounds of {options.secs} s)\n")
+                for line in [*ratios(results), *plain(table(results)), ""]:
+                    print(line, flush=True)
+    if options.write:
+        REPORT.parent.mkdir(parents=True, exist_ok=True)
+        REPORT.write_text("\n".join(report(measured, options)) + "\n")
+        say(f"written: {REPORT.relative_to(ROOT)}")
+    sys.exit(0 if all(len(results) == len(options.only) for _, results in measured) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,587 @@
+//! The side that dials out. Fronts are links: dialled connections, flipped, on which the relay asks; backs are connections to
+//! the upstream. [`links`] says how many links there are to be and when to dial, [`upstream`] keeps the backs, [`hello`] is
+//! the built-in upstream.
+
+pub mod hello;
+pub mod links;
+pub mod upstream;
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mio::Token;
+use ptth_proto::conn::{Config, Conn, Event};
+use ptth_proto::error::Error;
+use ptth_proto::limits::Wait;
+use ptth_proto::link::upgrade::Token as Offered;
+use ptth_proto::wire::fields::Name;
+use ptth_proto::wire::head::FieldWriter;
+
+use crate::answer::{Answer, Code};
+use crate::bridge::exchange::Exchange;
+use crate::bridge::{Assign, BackFault, Bridge, Order, Side};
+use crate::log::AccessLog;
+use crate::net::Transport;
+use crate::net::addr::{Place, Remote};
+use crate::peer::{Peer, Seat};
+use crate::reactor::{Core, Loss, Message, Reactor};
+use hello::Hello;
+use links::{Dial, Links, Lost, Size};
+use upstream::{Reach, Target, Upstream};
+
+/// Where the relay is and what the tunnel is called there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Via {
+    /// Where to dial.
+    pub place: Place,
+    /// `host[:port]`, for `Host`.
+    pub authority: String,
+    /// The path that the offer is posted to.
+    pub path: String,
+    /// The URL as the user gave it, for messages.
+    pub url: String,
+}
+
+/// What an agent is told.
+#[derive(Debug)]
+pub struct Settings {
+    /// What it makes reachable.
+    pub upstream: Target,
+    /// The relay.
+    pub via: Via,
+    /// The tunnel's name.
+    pub name: String,
+    /// Where visitors find it.
+    pub public_url: String,
+    /// The credential, if any.
+    pub token: Option<String>,
+    /// What `Host` is rewritten to, if it is.
+    pub host_header: Option<String>,
+    /// How many links.
+    pub size: Size,
+    /// End instead of dialling again.
+    pub once: bool,
+    /// JSON on stdout instead of the URL alone.
+    pub json: bool,
+    /// Limits and deadlines.
+    pub config: Config,
+    /// One line for each exchange.
+    pub access_log: AccessLog,
+}
+
+/// What `--once` ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The relay could not be reached.
+    Unreachable = 3,
+    /// The relay would not have the tunnel.
+    Refused = 4,
+    /// The tunnel stood, and the relay went away.
+    Gone = 5,
+}
+
+/// Keys of peers that are no links; those of links are places in [`Links`].
+const UPSTREAM: usize = usize::MAX - 1;
+const HELLO: usize = usize::MAX - 2;
+
+/// Timer keys.
+const DIAL: usize = 0;
+const SHRINK: usize = 1;
+
+/// Look-up ids.
+const LOOK_UP_RELAY: usize = 0;
+const LOOK_UP_UPSTREAM: usize = 1;
+
+/// The agent's side of the bridge.
+#[derive(Debug)]
+pub struct Agent {
+    via: Via,
+    name: String,
+    public_url: String,
+    token: Option<String>,
+    host_header: Option<String>,
+    once: bool,
+    json: bool,
+    links: Links,
+    upstream: Upstream,
+    hello: Hello,
+    /// The public URL was printed.
+    announced: bool,
+    ended: Option<Ended>,
+}
+
+/// Starts to dial. Gives the loop to be run.
+///
+/// # Errors
+/// In one sentence for the person who started it.
+pub fn start(settings: Settings) -> Result<Reactor<Bridge<Agent>>, String> {
+    let Settings { upstream, via, name, public_url, token, host_header, size, once, json, config, access_log } =
+        settings;
+    let agent = Agent {
+        via,
+        name,
+        public_url,
+        token,
+        host_header,
+        once,
+        json,
+        links: Links::new(size),
+        upstream: Upstream::new(upstream),
+        hello: Hello::default(),
+        announced: false,
+        ended: None,
+    };
+    let mut reactor =
+        Reactor::new(Bridge::new(agent, access_log), config).map_err(|error| format!("no event loop: {error}"))?;
+    let spare = reactor.core.config.deadlines.spare;
+    reactor.core.set_timer(spare, SHRINK);
+    reactor.app.side.fill(&mut reactor.core);
+    Ok(reactor)
+}
+
+impl Agent {
+    /// Dials as many links as there are to be and are not.
+    fn fill(&mut self, core: &mut Core) {
+        let Dial::Now(wanted) = self.links.wanted() else { return };
+        match self.via.place.known() {
+            Some(addresses) => self.dial_links(core, wanted, &addresses.into()),
+            None => match core.look_up(&self.via.place, LOOK_UP_RELAY) {
+                Ok(()) => self.links.looking_up(),
+                Err(error) => self.dial_failed(core, &format!("its name can't be looked up: {error}")),
+            },
+        }
+    }
+
+    fn dial_links(&mut self, core: &mut Core, wanted: usize, addresses: &Arc<[SocketAddr]>) {
+        for _ in 0..wanted {
+            let link = self.links.add(Arc::clone(addresses));
+            self.dial_next(core, link, None);
+        }
+    }
+
+    /// Dials the next address of a link's relay; `last` says what the one before failed of.
+    fn dial_next(&mut self, core: &mut Core, link: usize, mut last: Option<io::Error>) {
+        while let Some(address) = self.links.next_address(link) {
+            match self.dial(core, link, address) {
+                Ok(()) => return,
+                Err(error) => last = Some(error),
+            }
+        }
+        self.links.remove(link);
+        let reason = last.map_or_else(|| "its name has no address".into(), |error| plain(&error));
+        self.dial_failed(core, &reason);
+    }
+
+    fn dial(&mut self, core: &mut Core, link: usize, address: SocketAddr) -> io::Result<()> {
+        let transport = Transport::dial(address)?;
+        let token = core.add(transport, Remote::Ip(address), Conn::client(core.now), true)?;
+        let now = core.now;
+        let Some(peer) = core.tell(token) else { return Ok(()) };
+        peer.seat = Seat::Own;
+        peer.key = link;
+        let (path, authority) = (self.via.path.as_bytes(), self.via.authority.as_bytes());
+        let offer = peer.conn.send_offer(now, peer.output.vec(), (path, authority), Offered::PTTH_1_0, |fields| {
+            fields.field("User-Agent", concat!("ptth-reverse/", env!("CARGO_PKG_VERSION")));
+            if let Some(token) = &self.token {
+                fields.parts(b"Authorization", &[b"Bearer ", token.as_bytes()]);
+            }
+        });
+        offer.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, format!("the offer {error}")))
+    }
+
+    fn dial_failed(&mut self, core: &mut Core, reason: &str) {
+        let url = &self.via.url;
+        self.failed(core, Ended::Unreachable, &format!("can't reach the relay {url}: {reason}"));
+    }
+
+    /// No link came of an attempt: the next one waits.
+    fn failed(&mut self, core: &mut Core, ended: Ended, reason: &str) {
+        if self.once && self.links.standing() == 0 {
+            log::error!("{reason}");
+            let ended = if self.announced { Ended::Gone } else { ended };
+            self.ended.get_or_insert(ended);
+            return;
+        }
+        let deadlines = &core.config.deadlines;
+        let Some(pause) = self.links.back_off(deadlines.backoff, deadlines.backoff_max) else {
+            log::debug!("{reason}");
+            return;
+        };
+        log::warn!("{reason}; trying again in {:.1} s", pause.as_secs_f32());
+        let millis = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        self.event(&serde_json::json!({ "event": "retry", "reason": reason, "in_ms": millis }));
+        core.set_timer(pause, DIAL);
+    }
+
+    /// A peer that is to become a link has said something.
+    fn handshake(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) {
+        let now = core.now;
+        let Some((peer, head, config)) = core.hear(token) else { return };
+        let link = peer.key;
+        if peer.is_connecting() {
+            return;
+        }
+        let refusal = match peer.conn.recv(now, peer.input.bytes(), head, config) {
+            Ok((used, Some(Event::Turned))) => {
+                peer.input.consume(used);
+                peer.transport().keep_alive(config.deadlines.keepalive);
+                peer.seat = Seat::Front;
+                orders.push(Order::Listen(token));
+                return self.link_stands(core, link);
+            }
+            Ok((used, Some(Event::Response(_)))) => {
+                peer.input.consume(used);
+                Some((Ended::Refused, refusal(head.status())))
+            }
+            Ok((used, Some(_))) => {
+                peer.input.consume(used);
+                core.step_again(token);
+                None
+            }
+            Ok((used, None)) => {
+                peer.input.consume(used);
+                let end = (Ended::Refused, "closed the connection instead of an answer".into());
+                peer.eof.then_some(end)
+            }
+            Err(error) => Some((Ended::Refused, format!("{error} ({})", error.code()))),
+        };
+        if let Some((ended, what)) = refusal {
+            self.links.remove(link);
+            if let Some(peer) = core.peer(token) {
+                peer.key = crate::peer::NO_KEY;
+            }
+            core.drop_peer(token);
+            let reason = format!("the relay {} {what}", self.via.url);
+            self.failed(core, ended, &reason);
+        }
+    }
+
+    fn link_stands(&mut self, core: &mut Core, link: usize) {
+        let now = core.now;
+        if !self.links.stands(link, now) {
+            return;
+        }
+        if !self.announced {
+            self.announced = true;
+            log::info!("tunnel `{}` stands: {} -> {}", self.name, self.public_url, self.upstream.target());
+            if !self.json {
+                print_line(&self.public_url);
+            }
+        } else {
+            log::info!("connected to the relay {} again", self.via.url);
+        }
+        let event = serde_json::json!({
+            "event": "up", "url": self.public_url, "name": self.name, "upstream": self.upstream.target().to_string(),
+        });
+        self.event(&event);
+    }
+
+    /// One JSON object a line, where that was asked for.
+    fn event(&self, event: &serde_json::Value) {
+        if self.json {
+            print_line(&event.to_string());
+        }
+    }
+
+    fn upstream_address(&self) -> String {
+        self.upstream.target().to_string()
+    }
+}
+
+impl Side for Agent {
+    const PROGRAM: &'static str = "ptth-reverse";
+
+    fn assign(&mut self, core: &mut Core, id: usize, exchange: &mut Exchange) -> Assign {
+        let first = exchange.tries == 0 && exchange.dialled == 0 && exchange.failure.is_none();
+        if first {
+            if self.links.is_busy(exchange.key)
+                && let Some(front) = core.peer(exchange.front)
+            {
+                // More links than are needed: this one goes with its answer, so that no request can meet its end.
+                front.conn.do_not_keep();
+            }
+            self.fill(core);
+            if let Some(back) = self.upstream.take_idle(|back| core.peer(back).is_some_and(|peer| peer.is_alive())) {
+                return Assign::Back(back);
+            }
+        }
+        let reached = match self.upstream.reach(core.now, id, exchange.dialled) {
+            Reach::Address(address) => {
+                exchange.dialled += 1;
+                Transport::dial(address)
+                    .and_then(|socket| core.add(socket, Remote::Ip(address), Conn::client(core.now), true))
+            }
+            Reach::Unix(path) if exchange.dialled == 0 => {
+                exchange.dialled += 1;
+                Transport::dial_unix(&path)
+                    .and_then(|socket| core.add(socket, Remote::Unix, Conn::client(core.now), true))
+            }
+            Reach::Hello => self.hello.connect(core, HELLO),
+            Reach::LookUp(place) => {
+                if let Some(place) = place
+                    && let Err(error) = core.look_up(&place, LOOK_UP_UPSTREAM)
+                {
+                    return Assign::Refuse(self.fault(exchange, &BackFault::Connect(error)));
+                }
+                return Assign::Later;
+            }
+            Reach::Unix(_) | Reach::Nowhere => Err(io::ErrorKind::AddrNotAvailable.into()),
+        };
+        match reached {
+            Ok(back) => {
+                if let Some(peer) = core.peer(back) {
+                    peer.key = UPSTREAM;
+                    peer.seat = Seat::Own;
+                }
+                Assign::Back(back)
+            }
+            Err(error) => {
+                let fault = self.fault(exchange, &BackFault::Connect(error));
+                let answer = exchange.failure.take().unwrap_or(fault);
+                log::warn!("{} {}", answer.code.name, answer.text);
+                Assign::Refuse(answer)
+            }
+        }
+    }
+
+    fn forget(&mut self, id: usize, _: &Exchange) {
+        self.upstream.forget(id);
+    }
+
+    fn release(&mut self, core: &mut Core, back: Token, _: &mut Vec<Order>) {
+        let until = core.now + core.config.deadlines.upstream_idle;
+        let most = core.config.limits.upstream_idle;
+        if let Some(peer) = core.peer(back) {
+            peer.wait = Some((until, Wait::UpstreamIdle));
+            self.upstream.connected(peer.remote);
+        }
+        if !self.upstream.park(back, most) {
+            core.drop_peer(back);
+        }
+    }
+
+    fn front_kept(&mut self, core: &mut Core, front: Token) {
+        let now = core.now;
+        if let Some(peer) = core.peer(front) {
+            self.links.is_idle(peer.key, now);
+        }
+    }
+
+    fn offer(&mut self, _: &mut Core, _: Token, _: &mut Vec<Order>) -> Option<Answer> {
+        None
+    }
+
+    fn own(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) {
+        let now = core.now;
+        let Some((peer, head, config)) = core.hear(token) else { return };
+        match peer.key {
+            HELLO => self.hello.step(core, token),
+            // Nothing may come on an idle connection but its end; either way it is of no more use.
+            UPSTREAM => match peer.conn.recv(now, peer.input.bytes(), head, config) {
+                Ok((_, None)) if !peer.eof => {}
+                _ => core.drop_peer(token),
+            },
+            _ => self.handshake(core, token, orders),
+        }
+    }
+
+    fn own_lost(&mut self, core: &mut Core, token: Token, loss: Loss, _: &mut Vec<Order>) {
+        let Some(peer) = core.peer(token) else { return };
+        let (link, connecting) = (peer.key, peer.is_connecting());
+        if matches!(link, HELLO | UPSTREAM) {
+            return core.drop_peer(token);
+        }
+        // The peer goes, and the link's place lives on for the next address.
+        peer.key = crate::peer::NO_KEY;
+        core.drop_peer(token);
+        match loss {
+            Loss::Io(error) if connecting => self.dial_next(core, link, Some(error)),
+            Loss::Late(_) if connecting => self.dial_next(core, link, Some(io::ErrorKind::TimedOut.into())),
+            Loss::Io(error) => {
+                self.links.remove(link);
+                self.dial_failed(core, &plain(&error));
+            }
+            Loss::Late(_) => {
+                self.links.remove(link);
+                let seconds = core.config.deadlines.upgrade.as_secs();
+                let reason = format!("the relay {} did not answer within {seconds} s", self.via.url);
+                self.failed(core, Ended::Unreachable, &reason);
+            }
+        }
+    }
+
+    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer) {
+        match peer.key {
+            crate::peer::NO_KEY => {}
+            HELLO => self.hello.gone(token),
+            UPSTREAM => self.upstream.gone(token),
+            link => {
+                let now = core.now;
+                let steady = core.config.deadlines.backoff_max;
+                let lost = self.links.lost(link, now, steady);
+                if self.links.is_stopping() {
+                    return;
+                }
+                if self.announced && self.links.standing() == 0 && lost != Lost::Served {
+                    self.event(&serde_json::json!({ "event": "down" }));
+                }
+                match lost {
+                    Lost::Served | Lost::Steady => self.fill(core),
+                    Lost::AtOnce => {
+                        let reason = format!("the relay {} has closed the link", self.via.url);
+                        self.failed(core, Ended::Gone, &reason);
+                    }
+                }
+                if self.once && self.links.is_empty() && self.ended.is_none() {
+                    self.ended = Some(Ended::Gone);
+                }
+            }
+        }
+    }
+
+    fn target<'a>(&self, exchange: &'a Exchange) -> Cow<'a, [u8]> {
+        Cow::Borrowed(exchange.head.target())
+    }
+
+    fn request_fields(&self, exchange: &Exchange, fields: &mut FieldWriter<'_>) {
+        let head = &exchange.head;
+        match (&self.host_header, head.fields.first(Name::Host)) {
+            (Some(host), _) => fields.field("Host", host),
+            (None, Some(host)) => fields.field("Host", host),
+            // draft-lentczner-rhttp leaves it out, and no upstream takes HTTP/1.1 without it.
+            (None, None) => fields.field("Host", ""),
+        }
+        head.fields.end_to_end().filter(|field| field.known != Name::Host).for_each(|field| fields.copy(field));
+    }
+
+    fn fault(&self, _: &Exchange, fault: &BackFault) -> Answer {
+        let (name, upstream) = (&self.name, self.upstream_address());
+        let at = format!("The agent `{name}` is connected, but its upstream {upstream}");
+        let (code, text) = match fault {
+            BackFault::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => (
+                Code::UPSTREAM_REFUSED,
+                format!("{at} refuses connections: nothing listens there. Is the server on that port running?"),
+            ),
+            BackFault::Connect(error) if error.kind() == io::ErrorKind::NotFound => {
+                (Code::UPSTREAM_UNREACHABLE, format!("{at} is not there: {}.", plain(error)))
+            }
+            BackFault::Connect(error) => {
+                (Code::UPSTREAM_UNREACHABLE, format!("{at} can't be reached: {}.", plain(error)))
+            }
+            BackFault::ConnectLate => (
+                Code::UPSTREAM_CONNECT_TIMEOUT,
+                format!("{at} could not be connected in time (--timeout connect). Is the address right?"),
+            ),
+            BackFault::Lost(_) => {
+                (Code::UPSTREAM_LOST, format!("{at} closed the connection before its answer was complete."))
+            }
+            BackFault::Late(_) => (Code::UPSTREAM_TIMEOUT, format!("{at} did not answer in time (--timeout answer).")),
+            BackFault::Protocol(error @ (Error::Peer(_) | Error::Limit(_))) => (
+                Code::UPSTREAM_PROTOCOL,
+                format!("{at} gave an answer that was not passed on: it {error} ({}).", error.code()),
+            ),
+            BackFault::Protocol(error) => (Code::UPSTREAM_PROTOCOL, format!("{at} {error}.")),
+        };
+        Answer::new(code, text)
+    }
+
+    fn tunnel<'a>(&'a self, _: &'a Exchange) -> &'a str {
+        &self.name
+    }
+
+    fn timer(&mut self, core: &mut Core, key: usize, _: &mut Vec<Order>) {
+        if key == SHRINK {
+            let spare = core.config.deadlines.spare;
+            self.links.shrink(core.now, spare);
+            let rested: Vec<Token> = core
+                .peers()
+                .filter(|(_, peer)| peer.seat == Seat::Front && self.links.may_go(peer.key))
+                .map(|(token, _)| token)
+                .collect();
+            for token in rested {
+                core.drop_peer(token);
+            }
+            core.set_timer(spare, SHRINK);
+        } else {
+            self.links.rested();
+            self.fill(core);
+        }
+    }
+
+    fn message(&mut self, core: &mut Core, message: Message, orders: &mut Vec<Order>) {
+        let Message::Resolved(id, found) = message;
+        if id == LOOK_UP_RELAY {
+            self.links.looked_up();
+            match (found, self.links.wanted()) {
+                (Ok(addresses), Dial::Now(wanted)) => self.dial_links(core, wanted, &addresses.into()),
+                (Ok(_), Dial::Not) => {}
+                (Err(error), _) => self.dial_failed(core, &format!("its name can't be looked up: {error}")),
+            }
+            return;
+        }
+        let failure = found.as_ref().err().map(|error| {
+            let text = format!(
+                "The agent `{}` is connected, but the name of its upstream {} can't be looked up: {error}.",
+                self.name,
+                self.upstream_address()
+            );
+            Answer::new(Code::UPSTREAM_NAME, text)
+        });
+        for waiting in self.upstream.resolved(core.now, found.unwrap_or_default()) {
+            orders.push(match &failure {
+                None => Order::Assign(waiting),
+                Some(answer) => Order::Answer(waiting, answer.clone()),
+            });
+        }
+    }
+
+    fn stop(&mut self, core: &mut Core) {
+        self.links.stop();
+        self.event(&serde_json::json!({ "event": "stopping" }));
+        let own: Vec<Token> =
+            core.peers().filter(|(_, p)| p.seat == Seat::Own && p.key != HELLO).map(|(token, _)| token).collect();
+        for token in own {
+            core.drop_peer(token);
+        }
+    }
+
+    fn exit(&self) -> Option<u8> {
+        self.ended.map(|ended| ended as u8)
+    }
+}
+
+/// What a relay's answer other than 101 tells its user.
+fn refusal(status: u16) -> String {
+    let advice = match status {
+        200..=299 => "is that a ptth relay, and is nothing in between that takes the upgrade away?",
+        300..=399 => "it points elsewhere: give that address with --via",
+        400 => "it does not take the tunnel's name: give another one with --name",
+        401 | 403 => "it wants a credential for this name: give it with --token-file",
+        404 | 405 | 501 => "is that a ptth relay, and is the address right?",
+        429 => "it has had too many attempts",
+        502..=504 => "something in front of the relay can't reach it",
+        _ => "is that a ptth relay?",
+    };
+    format!("answered {status} instead of 101: {advice}")
+}
+
+/// An error of the system in the words that people know, without its number.
+fn plain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "nothing listens there (connection refused)".into(),
+        io::ErrorKind::TimedOut => "no answer to the connection attempt".into(),
+        io::ErrorKind::ConnectionReset => "the connection was reset".into(),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "no route to that address".into(),
+        io::ErrorKind::NotFound => "no such socket".into(),
+        io::ErrorKind::AddrNotAvailable => "it has no address that can be dialled".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// Prints a line to stdout: the one place that does. A reader that has gone away is no reason to stop serving.
+fn print_line(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}

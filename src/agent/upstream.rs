@@ -1,0 +1,169 @@
+//! The backs of an agent: connections to its upstream, kept alive between requests, the last used first.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mio::Token;
+use ptth_proto::time::Instant;
+
+use crate::net::addr::{Place, Remote};
+
+/// What an agent makes reachable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A server.
+    Place(Place),
+    /// The built-in page.
+    Hello,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Place(place) => place.fmt(f),
+            Target::Hello => f.write_str("hello"),
+        }
+    }
+}
+
+/// How the upstream is reached now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// At this address.
+    Address(SocketAddr),
+    /// At this path.
+    Unix(PathBuf),
+    /// Inside this process.
+    Hello,
+    /// Its name has to be looked up first; `None` when that is under way.
+    LookUp(Option<Place>),
+    /// Every address was tried.
+    Nowhere,
+}
+
+/// How long the addresses of a name are used again: a burst of connections is one look-up.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// The upstream and the idle connections to it.
+#[derive(Debug)]
+pub struct Upstream {
+    target: Target,
+    idle: Vec<Token>,
+    addresses: Vec<SocketAddr>,
+    /// When the addresses were looked up; `None` when they were known from the start.
+    looked_up: Option<Instant>,
+    /// The address that worked last.
+    good: Option<SocketAddr>,
+    /// Exchanges that wait for a look-up.
+    waiting: Vec<usize>,
+}
+
+impl Upstream {
+    /// An upstream without a connection.
+    pub fn new(target: Target) -> Upstream {
+        let addresses = match &target {
+            Target::Place(place) => place.known().unwrap_or_default(),
+            Target::Hello => Vec::new(),
+        };
+        Upstream { target, idle: Vec::new(), addresses, looked_up: None, good: None, waiting: Vec::new() }
+    }
+
+    /// What it is.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// An idle connection that still lives.
+    pub fn take_idle(&mut self, mut is_alive: impl FnMut(Token) -> bool) -> Option<Token> {
+        std::iter::from_fn(|| self.idle.pop()).find(|back| is_alive(*back))
+    }
+
+    /// Keeps an idle connection. False when there are enough.
+    pub fn park(&mut self, back: Token, most: usize) -> bool {
+        let room = self.idle.len() < most;
+        if room {
+            self.idle.push(back);
+        }
+        room
+    }
+
+    /// A connection is gone.
+    pub fn gone(&mut self, back: Token) {
+        self.idle.retain(|idle| *idle != back);
+    }
+
+    /// A connection has served: its address is the one to try first.
+    pub fn connected(&mut self, remote: Remote) {
+        if let Remote::Ip(address) = remote {
+            self.good = Some(address);
+        }
+    }
+
+    /// How to make a new connection, after `tried` of the addresses were.
+    pub fn reach(&mut self, now: Instant, id: usize, tried: usize) -> Reach {
+        let place = match &self.target {
+            Target::Hello => return Reach::Hello,
+            Target::Place(Place::Unix(path)) => return Reach::Unix(path.clone()),
+            Target::Place(place) => place,
+        };
+        let stale = self.looked_up.is_none_or(|at| now.since(at) > FRESH);
+        let unknown = place.known().is_none() && stale;
+        if unknown && tried == 0 {
+            let first = self.waiting.is_empty();
+            let place = first.then(|| place.clone());
+            self.waiting.push(id);
+            return Reach::LookUp(place);
+        }
+        let start = self.good.and_then(|good| self.addresses.iter().position(|address| *address == good)).unwrap_or(0);
+        if tried >= self.addresses.len() {
+            return Reach::Nowhere;
+        }
+        Reach::Address(self.addresses[(start + tried) % self.addresses.len()])
+    }
+
+    /// The look-up is over: gives the exchanges that waited for it.
+    pub fn resolved(&mut self, now: Instant, addresses: Vec<SocketAddr>) -> Vec<usize> {
+        self.addresses = addresses;
+        self.looked_up = Some(now);
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// An exchange waits no more.
+    pub fn forget(&mut self, id: usize) {
+        self.waiting.retain(|waiting| *waiting != id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_that_worked_is_tried_first_and_each_once() {
+        let mut upstream = Upstream::new(Target::Place(Place::parse("8080").unwrap()));
+        let v4 = "127.0.0.1:8080".parse().unwrap();
+        let v6 = "[::1]:8080".parse().unwrap();
+        let now = Instant::default();
+        assert_eq!(upstream.reach(now, 0, 0), Reach::Address(v4));
+        assert_eq!(upstream.reach(now, 0, 1), Reach::Address(v6));
+        assert_eq!(upstream.reach(now, 0, 2), Reach::Nowhere);
+        upstream.connected(Remote::Ip(v6));
+        assert_eq!(upstream.reach(now, 0, 0), Reach::Address(v6));
+        assert_eq!(upstream.reach(now, 0, 1), Reach::Address(v4));
+    }
+
+    #[test]
+    fn a_name_is_looked_up_once_for_all_who_wait() {
+        let mut upstream = Upstream::new(Target::Place(Place::parse("host:80").unwrap()));
+        let now = Instant::default();
+        assert!(matches!(upstream.reach(now, 1, 0), Reach::LookUp(Some(_))));
+        assert_eq!(upstream.reach(now, 2, 0), Reach::LookUp(None));
+        upstream.forget(1);
+        assert_eq!(upstream.resolved(now, vec!["127.0.0.1:80".parse().unwrap()]), [2]);
+        assert!(matches!(upstream.reach(now, 2, 0), Reach::Address(_)));
+        let later = now + FRESH + FRESH;
+        assert!(matches!(upstream.reach(later, 3, 0), Reach::LookUp(Some(_))));
+    }
+}

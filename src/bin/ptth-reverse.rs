@@ -1,0 +1,51 @@
+//! The agent: makes a local port reachable.
+
+use std::process::ExitCode;
+use std::thread;
+
+use clap::Parser;
+use ptth::cli::Reverse;
+use ptth::{agent, config, log, relay};
+
+fn main() -> ExitCode {
+    let cli = Reverse::parse();
+    log::to_stderr("ptth-reverse", config::level(&cli.common));
+    match run(&cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            ::log::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Reverse) -> Result<u8, String> {
+    let (settings, own_relay) = config::reverse(cli)?;
+    config::raise_file_limit();
+    let relay = own_relay.map(start_relay).transpose()?;
+    let mut reactor = agent::start(settings)?;
+    reactor.handle_signals().map_err(|error| format!("signals can't be handled: {error}"))?;
+    let code = reactor.run().map_err(|error| format!("the event loop failed: {error}"));
+    if let (Some(relay), Ok(0)) = (relay, &code) {
+        // Stopped by the same signal; its visitors get their last bytes.
+        let _ = relay.join();
+    }
+    code
+}
+
+/// A relay of one's own, on a thread of this process: one command shows the whole thing.
+fn start_relay(settings: relay::Settings) -> Result<thread::JoinHandle<()>, String> {
+    let (mut reactor, _) = relay::start(settings).map_err(|error| {
+        format!(
+            "no --via was given, and no relay can be started here: {error} (is one running? then --via http://{})",
+            config::OWN_RELAY
+        )
+    })?;
+    reactor.handle_signals().map_err(|error| format!("signals can't be handled: {error}"))?;
+    let run = move || {
+        if let Err(error) = reactor.run() {
+            ::log::error!("the relay's event loop failed: {error}");
+        }
+    };
+    thread::Builder::new().name("relay".into()).spawn(run).map_err(|error| format!("no thread for the relay: {error}"))
+}

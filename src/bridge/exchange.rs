@@ -1,0 +1,164 @@
+//! One request and its response on their way, and the table of all of them.
+
+use mio::Token;
+use ptth_proto::http::framing::Framing;
+use ptth_proto::time::Instant;
+use ptth_proto::wire::head::Head;
+
+use crate::answer::Answer;
+use crate::net::addr::Remote;
+use crate::peer::NO_KEY;
+
+/// How far an exchange has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It has no back yet.
+    Waiting,
+    /// The head is on its way out; none of the body was taken from the front.
+    Asking,
+    /// The bodies flow.
+    Streaming,
+    /// The response's body has ended by silence; the front is to hear its end.
+    Ending,
+}
+
+/// One request and its response.
+#[derive(Debug)]
+pub struct Exchange {
+    /// Its number, for logs and pages.
+    pub number: u64,
+    /// Where it came in.
+    pub front: Token,
+    /// The front's own number to the program.
+    pub key: usize,
+    /// Where it goes out.
+    pub back: Option<Token>,
+    /// How far it has come.
+    pub stage: Stage,
+    /// The request's head.
+    pub head: Head,
+    /// The request's framing.
+    pub framing: Framing,
+    /// Who asks.
+    pub visitor: Remote,
+    /// When its head was complete.
+    pub started: Instant,
+    /// Backs that it was tried on.
+    pub tries: usize,
+    /// Bytes that the present back had been sent before it: more than that, and the request may have arrived.
+    pub mark: u64,
+    /// The tunnel, or whatever the program notes on where it goes.
+    pub tunnel: usize,
+    /// Bytes at the front of the target that name the tunnel and are not passed on.
+    pub cut: usize,
+    /// Addresses of the upstream that were dialled for it.
+    pub dialled: usize,
+    /// What the last back failed of, if any did.
+    pub failure: Option<Answer>,
+    /// The response's status; 0 before it.
+    pub status: u16,
+    /// What went wrong, if anything.
+    pub code: Option<&'static str>,
+    /// Bytes of the request's body passed on.
+    pub bytes_in: u64,
+    /// Bytes of the response's body passed on.
+    pub bytes_out: u64,
+    /// It is on the list of those with something to carry.
+    pub(crate) marked: bool,
+}
+
+/// Heads kept for the next exchanges: enough for those of a busy turn.
+const SPARE_HEADS: usize = 256;
+/// Memory that a spare head may hold on to.
+const SPARE_HEAD_BYTES: usize = 16 * 1024;
+
+/// All exchanges under way.
+#[derive(Debug, Default)]
+pub struct Exchanges {
+    slots: Vec<Option<Exchange>>,
+    free: Vec<usize>,
+    heads: Vec<Head>,
+    numbers: u64,
+}
+
+impl Exchanges {
+    /// The next number.
+    pub fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    /// Begins one; its head is an empty one to be swapped for the real.
+    pub fn begin(
+        &mut self,
+        front: Token,
+        visitor: Remote,
+        framing: Framing,
+        started: Instant,
+    ) -> (usize, &mut Exchange) {
+        let exchange = Exchange {
+            number: self.number(),
+            front,
+            key: NO_KEY,
+            back: None,
+            stage: Stage::Waiting,
+            head: self.heads.pop().unwrap_or_default(),
+            framing,
+            visitor,
+            started,
+            tries: 0,
+            mark: 0,
+            tunnel: NO_KEY,
+            cut: 0,
+            dialled: 0,
+            failure: None,
+            status: 0,
+            code: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            marked: false,
+        };
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        (id, self.slots[id].insert(exchange))
+    }
+
+    /// One that is under way.
+    pub fn get_mut(&mut self, id: usize) -> Option<&mut Exchange> {
+        self.slots.get_mut(id)?.as_mut()
+    }
+
+    /// Takes one out. Its place is free for another when it is recycled.
+    pub fn end(&mut self, id: usize) -> Option<Exchange> {
+        let exchange = self.slots.get_mut(id)?.take()?;
+        self.free.push(id);
+        Some(exchange)
+    }
+
+    /// Keeps the memory of one that was taken out.
+    pub fn recycle(&mut self, exchange: Exchange) {
+        let mut head = exchange.head;
+        if self.heads.len() < SPARE_HEADS && head.memory() <= SPARE_HEAD_BYTES {
+            head.clear();
+            self.heads.push(head);
+        }
+    }
+
+    /// Those that have no back yet.
+    pub fn waiting(&self) -> Vec<usize> {
+        let waits = |slot: &Option<Exchange>| slot.as_ref().is_some_and(|exchange| exchange.stage == Stage::Waiting);
+        (0..self.slots.len()).filter(|id| waits(&self.slots[*id])).collect()
+    }
+
+    /// How many are under way.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,847 @@
+//! An exchange from a front to a back: a request comes in where we are the server and goes out where we are the client; its
+//! response comes home. Both bodies stream at once, held back only by the reader's pace. Written once: the relay's fronts are
+//! visitors and its backs are links, the agent's fronts are links and its backs are connections to the upstream. What differs
+//! between the two is behind [`Side`].
+//!
+//! The rules on trying again: a request that reached nobody goes to another back. One whose bytes may have arrived goes again
+//! only when its method is idempotent, no byte of an answer came, and none of its body was used up.
+
+pub mod exchange;
+
+use std::borrow::Cow;
+use std::io;
+use std::time::Duration;
+
+use mio::Token;
+use ptth_proto::conn::{Body, Event};
+use ptth_proto::error::{Error, Fault};
+use ptth_proto::http::framing::{Framing, content_length};
+use ptth_proto::limits::Wait;
+use ptth_proto::wire::head::{FieldWriter, Head, Version, is_idempotent};
+
+use crate::answer::{Answer, Code, code_of, wants_json};
+use crate::log::{AccessLog, Line};
+use crate::peer::{Peer, Seat};
+use crate::reactor::{App, Core, Loss, Message};
+use exchange::{Exchange, Exchanges, Stage};
+
+/// Where a request goes.
+#[derive(Debug)]
+pub enum Assign {
+    /// To this back, which is idle or being connected.
+    Back(Token),
+    /// To one that the side will name later, by [`Order::Attach`] or [`Order::Assign`].
+    Later,
+    /// Nowhere.
+    Refuse(Answer),
+}
+
+/// What a side asks of the bridge.
+#[derive(Debug)]
+pub enum Order {
+    /// This exchange gets this back.
+    Attach(usize, Token),
+    /// Ask again where this exchange goes.
+    Assign(usize),
+    /// This exchange gets this answer.
+    Answer(usize, Answer),
+    /// This front is an ordinary one from now on: listen to it.
+    Listen(Token),
+}
+
+/// What went wrong on a back.
+#[derive(Debug)]
+pub enum BackFault {
+    /// It could not be connected.
+    Connect(io::Error),
+    /// It could not be connected in time.
+    ConnectLate,
+    /// It broke.
+    Lost(Option<io::Error>),
+    /// It sent what may not be sent.
+    Protocol(Error),
+    /// It did not begin its answer in time, or stopped in the middle.
+    Late(Wait),
+}
+
+/// What a program does with its connections, as far as relay and agent differ.
+pub trait Side {
+    /// The program's name, for pages and logs.
+    const PROGRAM: &'static str;
+
+    /// A request has come in on a front: where to?
+    fn assign(&mut self, core: &mut Core, id: usize, exchange: &mut Exchange) -> Assign;
+    /// The exchange needs no back any more; it was told [`Assign::Later`].
+    fn forget(&mut self, id: usize, exchange: &Exchange);
+    /// The exchange is done with its back, which is idle and can serve another.
+    fn release(&mut self, core: &mut Core, back: Token, orders: &mut Vec<Order>);
+    /// The front has answered and is kept for more.
+    fn front_kept(&mut self, core: &mut Core, front: Token);
+    /// An agent offers its connection as a link. Gives the refusal, or takes it.
+    fn offer(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) -> Option<Answer>;
+    /// Something is new at a peer that is the side's own.
+    fn own(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>);
+    /// A peer of the side's own was lost.
+    fn own_lost(&mut self, core: &mut Core, token: Token, loss: Loss, orders: &mut Vec<Order>);
+    /// A peer is out of the table.
+    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer);
+    /// The request-target as the back is to see it.
+    fn target<'a>(&self, exchange: &'a Exchange) -> Cow<'a, [u8]>;
+    /// The request's fields as the back is to see them.
+    fn request_fields(&self, exchange: &Exchange, fields: &mut FieldWriter<'_>);
+    /// The page for a fault on the back.
+    fn fault(&self, exchange: &Exchange, fault: &BackFault) -> Answer;
+    /// What stands for the tunnel in the access log.
+    fn tunnel<'a>(&'a self, exchange: &'a Exchange) -> &'a str;
+    /// A timer of the side's own.
+    fn timer(&mut self, core: &mut Core, key: usize, orders: &mut Vec<Order>);
+    /// News.
+    fn message(&mut self, core: &mut Core, message: Message, orders: &mut Vec<Order>);
+    /// No new work from now on.
+    fn stop(&mut self, core: &mut Core);
+    /// Whether the program is over without having been stopped, and with what exit code.
+    fn exit(&self) -> Option<u8>;
+}
+
+/// Whether the program is stopping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Running {
+    Yes,
+    /// Exchanges finish, nothing begins.
+    Draining,
+    /// Time is up.
+    Over,
+}
+
+/// The timer key of the end of draining; sides use others.
+const DRAINED: usize = usize::MAX;
+
+/// The bridge, and the program on either side of it.
+#[derive(Debug)]
+pub struct Bridge<S> {
+    /// The program.
+    pub side: S,
+    exchanges: Exchanges,
+    /// Exchanges with something to carry.
+    marked: Vec<usize>,
+    orders: Vec<Order>,
+    log: AccessLog,
+    running: Running,
+}
+
+/// What came of carrying.
+enum Flow {
+    /// Nothing to carry now.
+    Still,
+    /// Something was carried; there may be more.
+    Moved,
+    /// The response is complete.
+    Over,
+    /// The front failed.
+    Front(Error),
+    /// The back failed.
+    Back(BackFault),
+}
+
+impl<S: Side> Bridge<S> {
+    /// A bridge for a program.
+    pub fn new(side: S, log: AccessLog) -> Bridge<S> {
+        Bridge {
+            side,
+            exchanges: Exchanges::default(),
+            marked: Vec::new(),
+            orders: Vec::new(),
+            log,
+            running: Running::Yes,
+        }
+    }
+
+    fn mark(&mut self, id: usize) {
+        if let Some(exchange) = self.exchanges.get_mut(id)
+            && !exchange.marked
+        {
+            exchange.marked = true;
+            self.marked.push(id);
+        }
+    }
+
+    /// Listens on a front between exchanges.
+    fn listen(&mut self, core: &mut Core, token: Token) {
+        loop {
+            let now = core.now;
+            let Some((peer, head, config)) = core.hear(token) else { return };
+            let heard = match peer.conn.recv(now, peer.input.bytes(), head, config) {
+                Ok((used, event)) => {
+                    let heard = event.map(|event| match event {
+                        Event::Request(framing) => Heard::Request(framing),
+                        Event::Offer(_) => Heard::Offer,
+                        _ => Heard::Other,
+                    });
+                    peer.input.consume(used);
+                    heard
+                }
+                Err(error) => Some(Heard::Error(error)),
+            };
+            match heard {
+                Some(Heard::Request(framing)) => return self.begin(core, token, framing),
+                Some(Heard::Offer) => return self.offered(core, token),
+                Some(Heard::Error(error)) => return self.refuse(core, token, error),
+                Some(Heard::Other) => {}
+                None => {
+                    if peer.tell_eof() && peer.conn.eof(now, peer.input.len()).is_err() {
+                        log::debug!("{}: closed in the middle of a request", peer.remote);
+                        core.drop_peer(token);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn offered(&mut self, core: &mut Core, token: Token) {
+        if let Some(answer) = self.side.offer(core, token, &mut self.orders) {
+            log::info!("an agent was refused ({}): {}", answer.code.name, answer.text);
+            let head = std::mem::take(&mut core.head);
+            let id = self.exchanges.number();
+            respond(S::PROGRAM, core, token, &head, id, &answer);
+            core.head = head;
+            core.step_again(token);
+        }
+    }
+
+    /// A request that could not be read: its sender is told why, where it can be.
+    fn refuse(&mut self, core: &mut Core, token: Token, error: Error) {
+        let id = self.exchanges.number();
+        let head = Head::default();
+        let Some(peer) = core.peer(token) else { return };
+        let remote = peer.remote;
+        let answer = Answer::to_error(error).filter(|_| peer.conn.can_respond());
+        log::debug!("{remote}: refused ({}): it {error}", error.code());
+        match &answer {
+            Some(answer) => drop(respond(S::PROGRAM, core, token, &head, id, answer)),
+            None => core.drop_peer(token),
+        }
+        if self.log.is_on() {
+            self.log.line(&Line {
+                time: core.wall_clock(),
+                id,
+                visitor: &remote,
+                tunnel: "-",
+                method: b"",
+                target: b"",
+                status: answer.map_or(0, |answer| answer.code.status),
+                bytes_in: 0,
+                bytes_out: 0,
+                took: Duration::ZERO,
+                code: Some(error.code()),
+            });
+        }
+    }
+
+    /// A request's head is here.
+    fn begin(&mut self, core: &mut Core, front: Token, framing: Framing) {
+        let now = core.now;
+        let Some((peer, head, config)) = core.hear(front) else { return };
+        let (id, exchange) = self.exchanges.begin(front, peer.remote, framing, now);
+        std::mem::swap(&mut exchange.head, head);
+        peer.seat = Seat::Exchange(id);
+        exchange.key = peer.key;
+        if framing == Framing::Empty {
+            // The end of a message without a body takes no bytes.
+            let _ = peer.conn.recv(now, b"", head, config);
+        }
+        core.touch(front);
+        if self.running != Running::Yes {
+            return self.answer(core, id, stopping());
+        }
+        if exchange.head.method() == b"CONNECT" {
+            let text = "This relay carries HTTP requests; a tunnel for other protocols by CONNECT is not among them.";
+            return self.answer(core, id, Answer::new(Code::CONNECT, text));
+        }
+        self.assign(core, id);
+    }
+
+    fn assign(&mut self, core: &mut Core, id: usize) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        if exchange.stage != Stage::Waiting {
+            return;
+        }
+        match self.side.assign(core, id, exchange) {
+            Assign::Back(back) => self.attach(core, id, back),
+            Assign::Later => {}
+            Assign::Refuse(answer) => self.answer(core, id, answer),
+        }
+    }
+
+    /// Gives an exchange its back, and the back its request.
+    fn attach(&mut self, core: &mut Core, id: usize, back: Token) {
+        let now = core.now;
+        let Some(exchange) = self.exchanges.get_mut(id).filter(|exchange| exchange.stage == Stage::Waiting) else {
+            // The one that waited for it is gone: the next one, or a rest.
+            return self.let_go(core, back);
+        };
+        let Some(peer) = core.tell(back).filter(|peer| peer.is_alive()) else {
+            self.orders.push(Order::Assign(id));
+            return;
+        };
+        peer.wait = None;
+        peer.seat = Seat::Exchange(id);
+        exchange.back = Some(back);
+        exchange.mark = peer.written;
+        exchange.tries += 1;
+        let target = self.side.target(exchange);
+        let body = Body::from(exchange.framing);
+        let sent = peer.conn.send_request(now, peer.output.vec(), (exchange.head.method(), &target), body, |fields| {
+            self.side.request_fields(exchange, fields);
+        });
+        let sent = match exchange.framing {
+            Framing::Empty => {
+                exchange.stage = Stage::Streaming;
+                sent.and_then(|()| peer.conn.send_end(now, None, peer.output.vec()))
+            }
+            _ => {
+                exchange.stage = Stage::Asking;
+                peer.fed = true;
+                sent
+            }
+        };
+        let front = exchange.front;
+        if let Some(front) = core.peer(front) {
+            front.wait = None;
+        }
+        if let Err(error) = sent {
+            log::error!("a request could not be written: {error}");
+            let text = "The request could not be written for the next hop. This is a bug worth a report.";
+            self.back_failed(core, id, BackFault::Protocol(error));
+            self.answer(core, id, Answer::new(Code::INTERNAL, text));
+        }
+    }
+
+    /// Carries what there is to carry for one exchange.
+    fn pump(&mut self, core: &mut Core, id: usize) {
+        loop {
+            let Some(exchange) = self.exchanges.get_mut(id) else { return };
+            exchange.marked = false;
+            let Some(back) = exchange.back else { return };
+            let (asked, answered) = match ask(core, exchange, back) {
+                Flow::Moved => (true, home(core, exchange, back)),
+                Flow::Still => (false, home(core, exchange, back)),
+                failed => (false, failed),
+            };
+            match answered {
+                Flow::Moved => {}
+                Flow::Still if asked => {}
+                Flow::Still => return self.check_front(core, id),
+                Flow::Over => return self.finish(core, id),
+                Flow::Front(error) => return self.front_failed(core, id, error),
+                Flow::Back(fault) => return self.back_failed(core, id, fault),
+            }
+        }
+    }
+
+    /// Looks whether the visitor is still there, once nothing can be carried.
+    fn check_front(&mut self, core: &mut Core, id: usize) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        let patience = core.now + core.config.deadlines.half_close;
+        let Some(front) = core.peer(exchange.front) else { return };
+        if !front.has_hung_up() || !front.conn.has_heard_all() {
+            return;
+        }
+        if exchange.stage == Stage::Waiting {
+            // Nobody has heard of this request, and nobody is to.
+            self.cancel(core, id, Code::VISITOR_GONE);
+        } else if front.wait.is_none() {
+            front.wait = Some((patience, Wait::HalfClose));
+            core.touch(exchange.front);
+        }
+    }
+
+    /// Gives an exchange an answer of our own, if none was begun, and ends it.
+    fn answer(&mut self, core: &mut Core, id: usize, answer: Answer) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        exchange.code = Some(answer.code.name);
+        let can = core.peer(exchange.front).is_some_and(|front| front.conn.can_respond());
+        if can {
+            exchange.status = answer.code.status;
+            exchange.bytes_out = respond(S::PROGRAM, core, exchange.front, &exchange.head, exchange.number, &answer);
+            self.finish(core, id);
+        } else {
+            self.cancel(core, id, answer.code);
+        }
+    }
+
+    /// Ends an exchange whose response is complete.
+    fn finish(&mut self, core: &mut Core, id: usize) {
+        let Some(exchange) = self.exchanges.end(id) else { return };
+        self.write_line(core, &exchange);
+        match exchange.back {
+            Some(back) => self.let_go(core, back),
+            None => self.side.forget(id, &exchange),
+        }
+        let front = exchange.front;
+        if let Some(peer) = core.peer(front) {
+            peer.wait = None;
+            peer.fed = false;
+            peer.seat = Seat::Front;
+            if peer.conn.closing().is_none() {
+                self.side.front_kept(core, front);
+            }
+            core.step_again(front);
+        }
+        self.exchanges.recycle(exchange);
+    }
+
+    /// Lets a back go: to the next exchange when nothing about it was odd, else for good.
+    fn let_go(&mut self, core: &mut Core, back: Token) {
+        let Some(peer) = core.peer(back) else { return };
+        peer.fed = false;
+        peer.wait = None;
+        peer.seat = Seat::Own;
+        if peer.is_alive() && peer.conn.is_idle() && peer.input.is_empty() && !peer.is_connecting() {
+            self.side.release(core, back, &mut self.orders);
+        } else {
+            core.drop_peer(back);
+        }
+    }
+
+    /// Ends an exchange that can't be completed: the front is closed in the middle, so that nobody takes what it has for the
+    /// whole.
+    fn cancel(&mut self, core: &mut Core, id: usize, code: Code) {
+        let Some(mut exchange) = self.exchanges.end(id) else { return };
+        exchange.code = Some(code.name);
+        if exchange.status == 0 {
+            exchange.status = code.status;
+        }
+        self.write_line(core, &exchange);
+        match exchange.back {
+            Some(back) => {
+                if let Some(peer) = core.peer(back) {
+                    peer.seat = Seat::Own;
+                }
+                core.drop_peer(back);
+            }
+            None => self.side.forget(id, &exchange),
+        }
+        if let Some(peer) = core.peer(exchange.front) {
+            peer.seat = Seat::Front;
+        }
+        core.drop_peer(exchange.front);
+        self.exchanges.recycle(exchange);
+    }
+
+    fn front_failed(&mut self, core: &mut Core, id: usize, error: Error) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        // What was passed on of the request is not the whole: the back must not take it for that.
+        if let Some(back) = exchange.back.take() {
+            if let Some(peer) = core.peer(back) {
+                peer.seat = Seat::Own;
+            }
+            core.drop_peer(back);
+        }
+        match Answer::to_error(error) {
+            Some(answer) => self.answer(core, id, answer),
+            None => self.cancel(core, id, Code::VISITOR_GONE),
+        }
+    }
+
+    /// The back is of no use. Tries another one if that is safe, else says so.
+    fn back_failed(&mut self, core: &mut Core, id: usize, fault: BackFault) {
+        let most = core.config.limits.tries;
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        let mut reached = false;
+        if let Some(back) = exchange.back.take() {
+            if let Some(peer) = core.peer(back) {
+                reached = peer.written > exchange.mark;
+                peer.seat = Seat::Own;
+            }
+            core.drop_peer(back);
+        }
+        let unanswered = core.peer(exchange.front).is_some_and(|front| front.conn.can_respond());
+        let answer = self.side.fault(exchange, &fault);
+        let again = match fault {
+            BackFault::Connect(_) | BackFault::ConnectLate => true,
+            BackFault::Lost(_) => !reached || is_idempotent(exchange.head.method()),
+            BackFault::Protocol(Error::Peer(Fault::UnexpectedData | Fault::EarlyEnd)) => !reached,
+            BackFault::Protocol(_) | BackFault::Late(_) => false,
+        };
+        let whole = exchange.stage != Stage::Streaming || exchange.framing == Framing::Empty;
+        if again && unanswered && whole && exchange.tries < most {
+            log::debug!("request {}: trying another way ({})", exchange.number, answer.code.name);
+            exchange.stage = Stage::Waiting;
+            exchange.failure = Some(answer);
+            return self.assign(core, id);
+        }
+        log::warn!("request {}: {} {}", exchange.number, answer.code.name, answer.text);
+        self.answer(core, id, answer);
+    }
+
+    fn write_line(&mut self, core: &Core, exchange: &Exchange) {
+        if !self.log.is_on() {
+            return;
+        }
+        self.log.line(&Line {
+            time: core.wall_clock(),
+            id: exchange.number,
+            visitor: &exchange.visitor,
+            tunnel: self.side.tunnel(exchange),
+            method: exchange.head.method(),
+            target: exchange.head.target(),
+            status: exchange.status,
+            bytes_in: exchange.bytes_in,
+            bytes_out: exchange.bytes_out,
+            took: core.now.since(exchange.started),
+            code: exchange.code,
+        });
+    }
+
+    fn follow_orders(&mut self, core: &mut Core) {
+        while let Some(order) = self.orders.pop() {
+            match order {
+                Order::Attach(id, back) => self.attach(core, id, back),
+                Order::Assign(id) => self.assign(core, id),
+                Order::Answer(id, answer) => self.answer(core, id, answer),
+                Order::Listen(token) => self.listen(core, token),
+            }
+        }
+    }
+}
+
+impl<S: Side> App for Bridge<S> {
+    fn accepted(&mut self, _: &mut Core, _: Token, _: usize) {}
+
+    fn step(&mut self, core: &mut Core, token: Token) {
+        let Some(peer) = core.peer(token) else { return };
+        if peer.conn.closing().is_some() {
+            // Lingering: what still comes is thrown away.
+            peer.input.consume(peer.input.len());
+            return;
+        }
+        match peer.seat {
+            Seat::Front => self.listen(core, token),
+            Seat::Exchange(id) => {
+                self.mark(id);
+                self.check_waiting(core, id);
+            }
+            Seat::Own => self.side.own(core, token, &mut self.orders),
+        }
+    }
+
+    fn route(&mut self, core: &mut Core) {
+        while !self.orders.is_empty() || !self.marked.is_empty() {
+            self.follow_orders(core);
+            if let Some(id) = self.marked.pop() {
+                self.pump(core, id);
+            }
+        }
+    }
+
+    fn lost(&mut self, core: &mut Core, token: Token, loss: Loss) {
+        let now = core.now;
+        let Some(peer) = core.peer(token) else { return };
+        match peer.seat {
+            Seat::Front => self.front_lost(core, token, &loss),
+            Seat::Own => {
+                self.side.own_lost(core, token, loss, &mut self.orders);
+            }
+            Seat::Exchange(id) => {
+                let is_front = self.exchanges.get_mut(id).is_some_and(|exchange| exchange.front == token);
+                let connecting = peer.is_connecting();
+                match loss {
+                    Loss::Late(wait @ Wait::Quiet) => {
+                        // The end of this body is its silence.
+                        let ended = peer.conn.timeout(now, wait).is_some();
+                        if let (true, Some(exchange)) = (ended, self.exchanges.get_mut(id)) {
+                            exchange.stage = Stage::Ending;
+                        }
+                        self.mark(id);
+                    }
+                    loss if is_front => self.front_of_exchange_lost(core, id, loss),
+                    Loss::Late(_) if connecting => self.back_failed(core, id, BackFault::ConnectLate),
+                    Loss::Io(error) if connecting => self.back_failed(core, id, BackFault::Connect(error)),
+                    Loss::Late(wait) => self.back_failed(core, id, BackFault::Late(wait)),
+                    Loss::Io(error) => self.back_failed(core, id, BackFault::Lost(Some(error))),
+                }
+            }
+        }
+    }
+
+    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer) {
+        if let Seat::Exchange(id) = peer.seat {
+            // Dropped from outside its exchange: nobody else does that, but nothing must be left hanging.
+            self.cancel(core, id, Code::INTERNAL);
+        }
+        self.side.gone(core, token, peer);
+    }
+
+    fn timer(&mut self, core: &mut Core, key: usize) {
+        match key {
+            DRAINED => {
+                if self.exchanges.len() > 0 {
+                    log::warn!("{} exchanges did not end in time and are cut off", self.exchanges.len());
+                }
+                self.running = Running::Over;
+            }
+            key => self.side.timer(core, key, &mut self.orders),
+        }
+    }
+
+    fn message(&mut self, core: &mut Core, message: Message) {
+        self.side.message(core, message, &mut self.orders);
+    }
+
+    fn stop(&mut self, core: &mut Core) {
+        if self.running != Running::Yes {
+            return;
+        }
+        self.running = Running::Draining;
+        let drain = core.config.deadlines.drain;
+        log::info!("stopping: {} exchanges have {} s to end", self.exchanges.len(), drain.as_secs());
+        core.set_timer(drain, DRAINED);
+        core.close_listeners();
+        self.side.stop(core);
+        let fronts: Vec<Token> = core
+            .peers()
+            .filter(|(_, peer)| matches!(peer.seat, Seat::Front | Seat::Exchange(_)))
+            .map(|(token, _)| token)
+            .collect();
+        for token in fronts {
+            if let Some(peer) = core.tell(token) {
+                peer.conn.do_not_keep();
+            }
+        }
+        for id in self.exchanges.waiting() {
+            self.answer(core, id, stopping());
+        }
+    }
+
+    fn rest(&mut self, _: &mut Core) {
+        self.log.flush();
+    }
+
+    fn exit(&self, core: &Core) -> Option<u8> {
+        match self.running {
+            Running::Yes => self.side.exit(),
+            Running::Over => Some(0),
+            Running::Draining => {
+                let done = self.exchanges.len() == 0 && core.peers().all(|(_, peer)| peer.output.is_empty());
+                done.then_some(0)
+            }
+        }
+    }
+}
+
+impl<S: Side> Bridge<S> {
+    /// A waiting exchange has nothing to carry, but its visitor may leave.
+    fn check_waiting(&mut self, core: &mut Core, id: usize) {
+        if self.exchanges.get_mut(id).is_some_and(|exchange| exchange.stage == Stage::Waiting) {
+            self.check_front(core, id);
+        }
+    }
+
+    fn front_lost(&mut self, core: &mut Core, token: Token, loss: &Loss) {
+        if let Loss::Late(Wait::Head) = loss {
+            let seconds = core.config.deadlines.head.as_secs();
+            let text = format!("The request's head was not complete within {seconds} s of its first byte.");
+            let answer = Answer::new(Code::HEAD_TIMEOUT, text);
+            let id = self.exchanges.number();
+            if core.peer(token).is_some_and(|peer| peer.conn.can_respond()) {
+                return respond_only(S::PROGRAM, core, token, id, &answer);
+            }
+        }
+        core.drop_peer(token);
+    }
+
+    fn front_of_exchange_lost(&mut self, core: &mut Core, id: usize, loss: Loss) {
+        match loss {
+            Loss::Late(Wait::Link) => {
+                let Some(exchange) = self.exchanges.get_mut(id) else { return };
+                let fault = BackFault::Late(Wait::Link);
+                let answer = exchange.failure.take().unwrap_or_else(|| self.side.fault(exchange, &fault));
+                self.answer(core, id, answer);
+            }
+            Loss::Late(Wait::Body) => {
+                let seconds = core.config.deadlines.body.as_secs();
+                let text = format!("The request's body stopped coming: nothing arrived for {seconds} s.");
+                self.answer(core, id, Answer::new(Code::BODY_TIMEOUT, text));
+            }
+            Loss::Late(Wait::Write) => self.cancel(core, id, Code::WRITE_TIMEOUT),
+            Loss::Late(_) | Loss::Io(_) => self.cancel(core, id, Code::VISITOR_GONE),
+        }
+    }
+}
+
+/// What was heard on a front between exchanges.
+enum Heard {
+    Request(Framing),
+    Offer,
+    Other,
+    Error(Error),
+}
+
+fn stopping() -> Answer {
+    Answer::new(Code::STOPPING, "The program is being stopped and takes no new requests.")
+}
+
+/// Carries the request's body from the front to the back.
+fn ask(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
+    if exchange.stage == Stage::Asking {
+        // Not a byte of the body is used up before the head is out: until then the request can go another way.
+        match core.peer(back) {
+            Some(peer) if peer.output.is_empty() && !peer.is_connecting() => exchange.stage = Stage::Streaming,
+            Some(peer) => {
+                peer.fed = true;
+                return Flow::Still;
+            }
+            None => return Flow::Back(BackFault::Lost(None)),
+        }
+    }
+    let now = core.now;
+    let most = core.config.limits.buffer;
+    let Some((from, to, head, config)) = core.between(exchange.front, back) else {
+        return Flow::Back(BackFault::Lost(None));
+    };
+    if from.conn.has_heard_all() || !to.conn.is_speaking() {
+        return Flow::Still;
+    }
+    if to.output.len() >= most {
+        to.fed = true;
+        return Flow::Still;
+    }
+    let (used, event) = match from.conn.recv(now, from.input.bytes(), head, config) {
+        Ok(step) => step,
+        Err(error) => return Flow::Front(error),
+    };
+    let (sent, moved) = match event {
+        Some(Event::Data(data)) => {
+            exchange.bytes_in += data.len() as u64;
+            (to.conn.send_data(now, data, to.output.vec()), true)
+        }
+        Some(Event::End { trailers }) => {
+            (to.conn.send_end(now, trailers.then_some(&head.fields), to.output.vec()), true)
+        }
+        _ => (Ok(()), false),
+    };
+    from.input.consume(used);
+    if let Err(error) = sent {
+        return Flow::Back(BackFault::Protocol(error));
+    }
+    if !moved && from.tell_eof() {
+        return match from.conn.eof(now, from.input.len()) {
+            Ok(_) => Flow::Still,
+            Err(error) => Flow::Front(error),
+        };
+    }
+    if moved { Flow::Moved } else { Flow::Still }
+}
+
+/// Carries the response from the back to the front.
+fn home(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
+    let now = core.now;
+    let most = core.config.limits.buffer;
+    let Some((from, to, head, config)) = core.between(back, exchange.front) else {
+        return Flow::Back(BackFault::Lost(None));
+    };
+    if from.is_connecting() {
+        return Flow::Still;
+    }
+    if to.output.len() >= most {
+        to.fed = true;
+        return Flow::Still;
+    }
+    if exchange.stage == Stage::Ending {
+        return match to.conn.send_end(now, None, to.output.vec()) {
+            Ok(()) => Flow::Over,
+            Err(error) => Flow::Front(error),
+        };
+    }
+    let (used, event) = match from.conn.recv(now, from.input.bytes(), head, config) {
+        Ok(step) => step,
+        Err(error) => return Flow::Back(BackFault::Protocol(error)),
+    };
+    let Some(event) = event else {
+        from.input.consume(used);
+        return if from.tell_eof() { back_ended(from, to, now) } else { Flow::Still };
+    };
+    let flow = match event {
+        Event::Informational => inform(to, head),
+        Event::Response(framing) => {
+            exchange.status = head.status();
+            exchange.code = code_of(head);
+            begin_response(to, head, framing, now)
+        }
+        Event::Data(data) => {
+            exchange.bytes_out += data.len() as u64;
+            to.conn.send_data(now, data, to.output.vec()).map(|()| Flow::Moved)
+        }
+        Event::End { trailers } => {
+            to.conn.send_end(now, trailers.then_some(&head.fields), to.output.vec()).map(|()| Flow::Over)
+        }
+        Event::Closed => Ok(Flow::Back(BackFault::Lost(None))),
+        Event::Request(_) | Event::Offer(_) | Event::Turned => Err(Fault::UnexpectedData.into()),
+    };
+    from.input.consume(used);
+    flow.unwrap_or_else(|error| Flow::Back(BackFault::Protocol(error)))
+}
+
+/// The back's bytes have ended: that completes a response, or breaks it.
+fn back_ended(from: &mut Peer, to: &mut Peer, now: ptth_proto::time::Instant) -> Flow {
+    match from.conn.eof(now, from.input.len()) {
+        Ok(Some(Event::End { .. })) => match to.conn.send_end(now, None, to.output.vec()) {
+            Ok(()) => Flow::Over,
+            Err(error) => Flow::Front(error),
+        },
+        Ok(_) => Flow::Back(BackFault::Lost(None)),
+        Err(Error::Peer(Fault::EarlyEnd)) => Flow::Back(BackFault::Lost(None)),
+        Err(error) => Flow::Back(BackFault::Protocol(error)),
+    }
+}
+
+fn inform(to: &mut Peer, head: &Head) -> Result<Flow, Error> {
+    to.conn.send_informational(to.output.vec(), (head.status(), head.reason()), |fields| {
+        head.fields.end_to_end().for_each(|field| fields.copy(field));
+    })?;
+    Ok(Flow::Moved)
+}
+
+fn begin_response(to: &mut Peer, head: &Head, framing: Framing, now: ptth_proto::time::Instant) -> Result<Flow, Error> {
+    // A response to HEAD and a 304 say the length of the body that they don't have.
+    let body = match framing {
+        Framing::Empty => content_length(&head.fields)?.map_or(Body::None, Body::Length),
+        framing => Body::from(framing),
+    };
+    to.conn.send_response(now, to.output.vec(), (head.status(), head.reason()), body, |fields| {
+        head.fields.end_to_end().for_each(|field| fields.copy(field));
+    })?;
+    Ok(Flow::Moved)
+}
+
+/// Sends an answer of our own. Gives the length of its page.
+fn respond(program: &str, core: &mut Core, front: Token, head: &Head, id: u64, answer: &Answer) -> u64 {
+    let (now, date) = (core.now, core.wall_clock());
+    let Some(peer) = core.tell(front) else { return 0 };
+    let json = wants_json(head);
+    let page = answer.page(program, id, json);
+    let status = (answer.code.status, ptth_proto::wire::head::reason(answer.code.status).as_bytes());
+    let length = page.len() as u64;
+    let sent = peer
+        .conn
+        .send_response(now, peer.output.vec(), status, Body::Length(length), |fields| {
+            answer.fields(program, json, date, fields);
+        })
+        .and_then(|()| peer.conn.send_data(now, page.as_bytes(), peer.output.vec()))
+        .and_then(|()| peer.conn.send_end(now, None, peer.output.vec()));
+    if let Err(error) = sent {
+        log::error!("an answer could not be written: {error}");
+        core.drop_peer(front);
+    }
+    length
+}
+
+fn respond_only(program: &str, core: &mut Core, front: Token, id: u64, answer: &Answer) {
+    respond(program, core, front, &Head::default(), id, answer);
+}
+
+/// Whether a message is of HTTP/1.0.
+pub fn is_http10(head: &Head) -> bool {
+    head.version() == Version::Http10
+}

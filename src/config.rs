@@ -1,0 +1,323 @@
+//! From the command line to settings that hold: nothing invalid gets past this file. Each complaint is one sentence that says
+//! what to do.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+use log::LevelFilter;
+use ptth_proto::conn::Config;
+use ptth_proto::limits::{MAX_FIELDS, Wait};
+use ptth_proto::wire::fields::is_value;
+use ptth_proto::wire::head::is_host;
+
+use crate::agent::links::Size;
+use crate::agent::upstream::Target;
+use crate::agent::{self, Via};
+use crate::cli::{Common, Relay, Reverse};
+use crate::log::AccessLog;
+use crate::net::addr::Place;
+use crate::relay;
+use crate::relay::route::TunnelName;
+
+/// Where the relay listens that an agent without `--via` starts.
+pub const OWN_RELAY: &str = "127.0.0.1:9999";
+
+/// What is said on stderr.
+pub fn level(common: &Common) -> LevelFilter {
+    match (common.quiet, common.verbose) {
+        (true, _) => LevelFilter::Warn,
+        (false, 0 | 1) => LevelFilter::Info,
+        (false, _) => LevelFilter::Debug,
+    }
+}
+
+fn config(common: &Common) -> Result<Config, String> {
+    let mut config = Config::default();
+    for setting in &common.timeouts {
+        let (name, value) = pair(setting, "--timeout", "answer=5m")?;
+        let time = humantime::parse_duration(value)
+            .map_err(|error| format!("--timeout {setting}: `{value}` is no time such as 500ms, 10s or 5m ({error})"))?;
+        if time.is_zero() {
+            return Err(format!("--timeout {setting}: no time at all would end everything at once"));
+        }
+        if !config.deadlines.set(name, time) {
+            return Err(format!("--timeout {setting}: there is no `{name}`; --help lists the names"));
+        }
+    }
+    for setting in &common.limits {
+        let (name, value) = pair(setting, "--limit", "head=16384")?;
+        let number = value
+            .parse::<usize>()
+            .ok()
+            .filter(|number| *number > 0)
+            .ok_or_else(|| format!("--limit {setting}: `{value}` is no number above 0"))?;
+        if !config.limits.set(name, number) {
+            return Err(format!("--limit {setting}: there is no `{name}`; --help lists the names"));
+        }
+    }
+    if config.limits.fields > MAX_FIELDS {
+        return Err(format!("--limit fields: at most {MAX_FIELDS}"));
+    }
+    debug_assert!(config.deadlines.get(Wait::Answer.name()).is_some());
+    Ok(config)
+}
+
+fn pair<'a>(setting: &'a str, flag: &str, example: &str) -> Result<(&'a str, &'a str), String> {
+    setting.split_once('=').ok_or_else(|| format!("{flag} {setting}: it is NAME=VALUE, such as {flag} {example}"))
+}
+
+fn access_log(common: &Common) -> Result<AccessLog, String> {
+    match &common.access_log {
+        Some(path) => {
+            AccessLog::file(path).map_err(|error| format!("--access-log {}: can't be opened: {error}", path.display()))
+        }
+        None if common.verbose > 0 => Ok(AccessLog::stderr()),
+        None => Ok(AccessLog::none()),
+    }
+}
+
+/// A relay's settings.
+///
+/// # Errors
+/// When they can't be.
+pub fn relay(cli: &Relay) -> Result<relay::Settings, String> {
+    let listen = cli.listen.iter().map(|text| listen(text)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(public) = listen.iter().find(|address| !address.ip().is_loopback() && !cli.open) {
+        return Err(format!(
+            "--listen {public} can be reached from other machines, and whoever reaches it could claim any tunnel: say \
+             --open if that is meant, or listen on 127.0.0.1"
+        ));
+    }
+    let domain = cli.domain.trim_matches('.').to_ascii_lowercase();
+    if domain.is_empty() || domain.contains(':') || !is_host(domain.as_bytes()) {
+        return Err(format!("--domain {}: it is a host name, such as tunnels.example.org", cli.domain));
+    }
+    let trusted = cli.trust_forwarded.iter().map(|text| network(text)).collect::<Result<Vec<_>, _>>()?;
+    Ok(relay::Settings { listen, domain, trusted, config: config(&cli.common)?, access_log: access_log(&cli.common)? })
+}
+
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("--listen {text}: it is ADDR:PORT, such as 127.0.0.1:9999 or [::]:80"))
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse::<IpNet>().ok();
+    let address = || text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip));
+    network
+        .or_else(address)
+        .ok_or_else(|| format!("--trust-forwarded {text}: it is an address or a network, such as 10.0.0.0/8"))
+}
+
+/// An agent's settings, and those of the relay that it has to start itself when it was told of none.
+///
+/// # Errors
+/// When they can't be.
+pub fn reverse(cli: &Reverse) -> Result<(agent::Settings, Option<relay::Settings>), String> {
+    let upstream = match cli.upstream.as_str() {
+        "hello" => Target::Hello,
+        text => Target::Place(Place::parse(text).map_err(|error| format!("UPSTREAM {error}"))?),
+    };
+    let name = TunnelName::of(cli.name.as_bytes())
+        .ok_or_else(|| format!("--name {}: it is 1 to 63 letters, digits, `-` and `_`", cli.name))?;
+    let own_relay = format!("http://{OWN_RELAY}");
+    let (via, public_url) = via(cli.via.as_deref().unwrap_or(&own_relay), name.as_str())?;
+    let own = match cli.via {
+        Some(_) => None,
+        None => Some(relay::Settings {
+            listen: vec![listen(OWN_RELAY)?],
+            domain: "localhost".into(),
+            trusted: Vec::new(),
+            config: config(&cli.common)?,
+            // The agent writes the same lines.
+            access_log: AccessLog::none(),
+        }),
+    };
+    let host_header = match &cli.host_header {
+        Some(host) if host.is_empty() || !is_host(host.as_bytes()) => {
+            return Err(format!("--host-header {host}: it is HOST or HOST:PORT"));
+        }
+        host => host.clone(),
+    };
+    let settings = agent::Settings {
+        upstream,
+        via,
+        name: name.as_str().into(),
+        public_url,
+        token: token(cli)?,
+        host_header,
+        size: size(&cli.links)?,
+        once: cli.once,
+        json: cli.json,
+        config: config(&cli.common)?,
+        access_log: access_log(&cli.common)?,
+    };
+    Ok((settings, own))
+}
+
+fn size(text: &str) -> Result<Size, String> {
+    let size = text.split_once("..").and_then(|(spare, most)| {
+        let size = Size { spare: spare.parse().ok()?, most: most.parse().ok()? };
+        (1 <= size.spare && size.spare <= size.most && size.most <= 10_000).then_some(size)
+    });
+    size.ok_or_else(|| format!("--links {text}: it is MIN..MAX with 1 <= MIN <= MAX <= 10000, such as 2..64"))
+}
+
+/// Reads `--via`, and settles where visitors will find the tunnel behind it.
+fn via(url: &str, name: &str) -> Result<(Via, String), String> {
+    let complaint = |why: &str| format!("--via {url}: {why}");
+    let wrong = |why: &str| Err(complaint(why));
+    let rest = match url.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
+        Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => {
+            return wrong("TLS is not built in yet; use http://, behind a tunnel or proxy that encrypts");
+        }
+        Some(_) => return wrong("only http:// URLs can be dialled"),
+        None => url,
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    if !matches!(path, "" | "/") {
+        return wrong("give the relay alone, without a path; the tunnel's name goes into --name");
+    }
+    if authority.is_empty() || !is_host(authority.as_bytes()) {
+        return wrong("it is http://HOST:PORT");
+    }
+    let has_port = authority.rfind(':').is_some_and(|colon| colon > authority.rfind(']').unwrap_or(0));
+    let place = if has_port { Place::parse(authority) } else { Place::parse(&format!("{authority}:80")) };
+    let place = place.map_err(|error| complaint(&error))?;
+    let port = if has_port { &authority[authority.rfind(':').unwrap_or(authority.len())..] } else { "" };
+    let public_url = public_url(&place, port, name);
+    let path = if name == "default" { "/".into() } else { format!("/{name}") };
+    let url = format!("http://{authority}");
+    Ok((Via { place, authority: authority.into(), path, url }, public_url))
+}
+
+/// Where visitors find a tunnel, as far as the relay's address tells: a name in front of the relay's, or a path where that is
+/// an address that no name can stand in front of.
+fn public_url(place: &Place, port: &str, name: &str) -> String {
+    let Place::Host(host, _) = place else { return String::new() };
+    let ip = host.parse::<std::net::IpAddr>().ok();
+    let host = match ip {
+        Some(ip) if ip.is_loopback() => "localhost".into(),
+        Some(ip) if ip.is_ipv6() => format!("[{ip}]"),
+        _ => host.clone(),
+    };
+    match ip {
+        _ if name == "default" => format!("http://{host}{port}/"),
+        Some(ip) if !ip.is_loopback() => format!("http://{host}{port}/frontend/servers/{name}/"),
+        _ => format!("http://{name}.{host}{port}/"),
+    }
+}
+
+fn token(cli: &Reverse) -> Result<Option<String>, String> {
+    let text = match &cli.token_file {
+        Some(path) => read_token(path)?,
+        // Not a flag with a value: what stands on a command line, everyone on the machine can read.
+        None => match std::env::var("PTTH_TOKEN") {
+            Ok(text) => text,
+            Err(_) => return Ok(None),
+        },
+    };
+    let token = text.trim();
+    if token.is_empty() || !is_value(token.as_bytes()) {
+        return Err("the credential is empty, or has bytes in it that can't be sent".into());
+    }
+    Ok(Some(token.into()))
+}
+
+fn read_token(path: &Path) -> Result<String, String> {
+    use std::os::unix::fs::PermissionsExt;
+    let name = path.display();
+    let text = fs::read_to_string(path).map_err(|error| format!("--token-file {name}: can't be read: {error}"))?;
+    if fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0) {
+        log::warn!("others on this machine can read the credential in {name}: `chmod 600 {name}`");
+    }
+    Ok(text)
+}
+
+/// Raises the soft limit on open files to the hard one: each visitor and each link is a file.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it can't be had, the old one holds, and running into it is said when it happens.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn reverse_of(args: &[&str]) -> Result<(agent::Settings, Option<relay::Settings>), String> {
+        reverse(&Reverse::parse_from([&["ptth-reverse"], args].concat()))
+    }
+
+    #[test]
+    fn public_urls() {
+        for (via, name, url) in [
+            ("http://localhost:9999", "demo", "http://demo.localhost:9999/"),
+            ("http://127.0.0.1:9999", "demo", "http://demo.localhost:9999/"),
+            ("http://relay.example", "demo", "http://demo.relay.example/"),
+            ("relay.example:80/", "demo", "http://demo.relay.example:80/"),
+            ("http://192.0.2.1:9999", "demo", "http://192.0.2.1:9999/frontend/servers/demo/"),
+            ("http://[2001:db8::1]:9999", "demo", "http://[2001:db8::1]:9999/frontend/servers/demo/"),
+            ("http://relay.example", "default", "http://relay.example/"),
+            ("http://relay.example", "Demo", "http://demo.relay.example/"),
+        ] {
+            let (settings, own) = reverse_of(&["8080", "--via", via, "--name", name]).unwrap();
+            assert_eq!(settings.public_url, url, "{via} {name}");
+            assert!(own.is_none());
+        }
+    }
+
+    #[test]
+    fn every_flag_has_a_negative_case() {
+        for args in [
+            &["x"][..],
+            &["8080", "--via", "https://relay.example"],
+            &["8080", "--via", "ftp://relay.example"],
+            &["8080", "--via", "http://relay.example/path"],
+            &["8080", "--via", "http://"],
+            &["8080", "--name", "a.b"],
+            &["8080", "--links", "0..4"],
+            &["8080", "--links", "5..4"],
+            &["8080", "--links", "5"],
+            &["8080", "--host-header", "a b"],
+            &["8080", "--token-file", "/no/such/file"],
+            &["8080", "--timeout", "answer"],
+            &["8080", "--timeout", "answer=soon"],
+            &["8080", "--timeout", "answer=0s"],
+            &["8080", "--timeout", "nothing=1s"],
+            &["8080", "--limit", "head=0"],
+            &["8080", "--limit", "nothing=1"],
+            &["8080", "--limit", "fields=1000"],
+            &["8080", "--access-log", "/no/such/folder/log"],
+        ] {
+            assert!(reverse_of(args).is_err(), "{args:?}");
+        }
+        let relay_of = |args: &[&str]| relay(&Relay::parse_from([&["ptth-relay"], args].concat())).map(|_| ());
+        for args in [
+            &["--listen", "9999"][..],
+            &["--listen", "0.0.0.0:9999"],
+            &["--listen", "127.0.0.1:9999", "--listen", "[::]:9999"],
+            &["--domain", "a b"],
+            &["--domain", "a:80"],
+            &["--trust-forwarded", "proxy"],
+        ] {
+            assert!(relay_of(args).is_err(), "{args:?}");
+        }
+        assert!(relay_of(&["--listen", "0.0.0.0:9999", "--open", "--trust-forwarded", "10.0.0.0/8"]).is_ok());
+    }
+
+    #[test]
+    fn settings_reach_where_they_are_used() {
+        let (settings, own) =
+            reverse_of(&["8080", "--timeout", "answer=5m", "--limit", "head=16384", "--links", "1..3"]).unwrap();
+        assert_eq!(settings.config.deadlines.answer.as_secs(), 300);
+        assert_eq!(settings.config.limits.head, 16384);
+        assert_eq!(settings.size, Size { spare: 1, most: 3 });
+        assert_eq!(own.unwrap().listen[0].to_string(), OWN_RELAY);
+    }
+}

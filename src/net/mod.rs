@@ -1,0 +1,111 @@
+//! Sockets: what carries a connection's bytes, and how one is made.
+
+pub mod addr;
+pub mod buf;
+pub mod resolve;
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use mio::event::Source;
+use mio::net::{TcpStream, UnixStream};
+use mio::{Interest, Registry, Token};
+
+/// What carries a connection's bytes.
+#[derive(Debug)]
+pub enum Transport {
+    /// TCP in the clear.
+    Tcp(TcpStream),
+    /// A Unix socket: `unix:PATH`, or one end of a pair inside this process.
+    Unix(UnixStream),
+}
+
+impl Transport {
+    /// Begins a TCP connection; it stands when the socket becomes writable and [`Transport::take_error`] gives nothing.
+    pub fn dial(address: SocketAddr) -> io::Result<Transport> {
+        let stream = TcpStream::connect(address)?;
+        Ok(Transport::Tcp(stream))
+    }
+
+    /// Connects to a Unix socket.
+    pub fn dial_unix(path: &Path) -> io::Result<Transport> {
+        UnixStream::connect(path).map(Transport::Unix)
+    }
+
+    /// Two ends of a connection inside this process.
+    pub fn pair() -> io::Result<(Transport, Transport)> {
+        let (a, b) = UnixStream::pair()?;
+        Ok((Transport::Unix(a), Transport::Unix(b)))
+    }
+
+    /// Registers for both directions, once and for all: the registration is edge-triggered, and what it said is remembered
+    /// by the peer until a read or write finds otherwise.
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        self.source().register(registry, token, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    /// Takes the socket out of the poll again.
+    pub fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        self.source().deregister(registry)
+    }
+
+    fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Transport::Tcp(stream) => stream,
+            Transport::Unix(stream) => stream,
+        }
+    }
+
+    /// Reads once.
+    pub fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Transport::Tcp(stream) => stream.read(into),
+            Transport::Unix(stream) => stream.read(into),
+        }
+    }
+
+    /// Writes once.
+    pub fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        match self {
+            Transport::Tcp(stream) => stream.write(from),
+            Transport::Unix(stream) => stream.write(from),
+        }
+    }
+
+    /// Ends our direction. An error means that the other end is gone, which the next read says better.
+    pub fn shutdown_write(&mut self) {
+        let _ = match self {
+            Transport::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Transport::Unix(stream) => stream.shutdown(Shutdown::Write),
+        };
+    }
+
+    /// The error that the socket has to report, such as that of a connection that could not be made.
+    pub fn take_error(&self) -> io::Result<()> {
+        let error = match self {
+            Transport::Tcp(stream) => stream.take_error()?,
+            Transport::Unix(stream) => stream.take_error()?,
+        };
+        error.map_or(Ok(()), Err)
+    }
+
+    /// Sends each write at once: what is written is meant to go, and several writes of a turn are one already.
+    pub fn no_delay(&self) {
+        if let Transport::Tcp(stream) = self {
+            let _ = stream.set_nodelay(true);
+        }
+    }
+
+    /// Watches a connection that may be silent for hours: probes after `idle`, and gives up on it, and on bytes that are not
+    /// acknowledged, after twice that time.
+    pub fn keep_alive(&self, idle: Duration) {
+        let Transport::Tcp(stream) = self else { return };
+        let socket = socket2::SockRef::from(stream);
+        let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(idle / 3).with_retries(3);
+        // Where the system lacks one of them, a dead link is noticed later: nothing that could be done about it here.
+        let _ = socket.set_tcp_keepalive(&probes);
+        let _ = socket.set_tcp_user_timeout(Some(idle * 2));
+    }
+}

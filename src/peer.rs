@@ -1,0 +1,254 @@
+//! A live connection: a socket, its buffers, and what is being said on it.
+
+use std::io;
+
+use ptth_proto::conn::{Closing, Config, Conn};
+use ptth_proto::limits::{Deadlines, Wait};
+use ptth_proto::time::Instant;
+
+use crate::net::Transport;
+use crate::net::addr::Remote;
+use crate::net::buf::{InBuf, OutBuf, Pool};
+
+/// Who acts on what a peer says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// Between two exchanges, we are the server: the bridge listens for a request.
+    Front,
+    /// In an exchange, on either end of it.
+    Exchange(usize),
+    /// The program's own business: a handshake, a parked back, a built-in page.
+    Own,
+}
+
+/// The [`Peer::key`] of a peer that the program has given none.
+pub const NO_KEY: usize = usize::MAX;
+
+/// Where the socket is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// Being connected, since then.
+    Connecting(Instant),
+    Open,
+    /// Our direction has ended.
+    Shut,
+    /// To be dropped at the end of the turn.
+    Dead,
+}
+
+/// What a peer is waited for: computed from its state, in one place, whenever the loop asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interest {
+    /// Its bytes would be of use and there is room for them.
+    pub read: bool,
+    /// Bytes wait to be sent to it.
+    pub write: bool,
+}
+
+/// A live connection.
+#[derive(Debug)]
+pub struct Peer {
+    /// What is being said.
+    pub conn: Conn,
+    /// What the peer sent and nobody has used yet.
+    pub input: InBuf,
+    /// What it is to be sent.
+    pub output: OutBuf,
+    /// Who it is.
+    pub remote: Remote,
+    /// Who acts on what it says.
+    pub seat: Seat,
+    /// A number of the program's own: what this connection is to it.
+    pub key: usize,
+    /// A deadline that the connection itself does not know of.
+    pub wait: Option<(Instant, Wait)>,
+    /// Somebody has more for it as soon as its output has room.
+    pub fed: bool,
+    /// The peer's bytes have ended.
+    pub eof: bool,
+    /// Bytes written to it so far.
+    pub written: u64,
+    transport: Transport,
+    life: Life,
+    /// What the edge-triggered poll last said, until a read or write finds otherwise.
+    readable: bool,
+    writable: bool,
+    /// The poll said that the peer's bytes end, or that it is gone; they may still be unread.
+    hung_up: bool,
+    /// The connection was told of its peer's end.
+    eof_told: bool,
+    /// The last time it took some of its output, or was given some when it had none.
+    took: Instant,
+    /// The earliest entry in the timer queue that will look at it.
+    pub(crate) armed: Option<Instant>,
+    /// It is on the list of those touched in this turn.
+    pub(crate) touched: bool,
+}
+
+impl Peer {
+    /// A peer over a socket that is connected, or being connected.
+    pub(crate) fn new(transport: Transport, remote: Remote, conn: Conn, connecting: bool, now: Instant) -> Peer {
+        Peer {
+            conn,
+            input: InBuf::default(),
+            output: OutBuf::default(),
+            remote,
+            seat: Seat::Front,
+            key: NO_KEY,
+            wait: None,
+            fed: false,
+            eof: false,
+            written: 0,
+            transport,
+            life: if connecting { Life::Connecting(now) } else { Life::Open },
+            readable: false,
+            writable: !connecting,
+            hung_up: false,
+            eof_told: false,
+            took: now,
+            armed: None,
+            touched: false,
+        }
+    }
+
+    /// The socket.
+    pub fn transport(&mut self) -> &mut Transport {
+        &mut self.transport
+    }
+
+    /// Whether the connection is still being made.
+    pub fn is_connecting(&self) -> bool {
+        matches!(self.life, Life::Connecting(_))
+    }
+
+    /// Whether it is of any use still: neither dropped nor closing nor left by its peer.
+    pub fn is_alive(&self) -> bool {
+        self.life != Life::Dead && self.conn.closing().is_none() && !self.has_hung_up()
+    }
+
+    pub(crate) fn die(&mut self) {
+        self.life = Life::Dead;
+    }
+
+    /// Whether the peer has closed its side or is gone altogether, whether or not all that it sent was read.
+    pub fn has_hung_up(&self) -> bool {
+        self.hung_up || self.eof
+    }
+
+    /// What the peer is waited for.
+    pub fn interest(&self, config: &Config) -> Interest {
+        let open = matches!(self.life, Life::Open | Life::Shut);
+        Interest {
+            read: open && !self.eof && self.conn.wants_read() && self.input.len() < most_input(config),
+            write: open && !self.output.is_empty(),
+        }
+    }
+
+    /// Whether there is something to read that is wanted.
+    pub(crate) fn can_read(&self, config: &Config) -> bool {
+        self.readable && self.interest(config).read
+    }
+
+    /// What the poll said.
+    pub(crate) fn ready(&mut self, readable: bool, writable: bool, hung_up: bool) {
+        self.readable |= readable;
+        self.writable |= writable;
+        self.hung_up |= hung_up;
+    }
+
+    /// The connection stands, or could not be made.
+    pub(crate) fn connected(&mut self, now: Instant) -> io::Result<()> {
+        self.transport.take_error()?;
+        self.transport.no_delay();
+        self.life = Life::Open;
+        self.took = now;
+        Ok(())
+    }
+
+    /// Reads once.
+    pub(crate) fn fill(&mut self, pool: &mut Pool, config: &Config) -> io::Result<()> {
+        let Peer { transport, input, .. } = self;
+        match input.fill(pool, most_input(config), |room| transport.read(room)) {
+            Ok((0, _)) => {
+                self.eof = true;
+                self.readable = false;
+            }
+            // A short read has emptied the socket: a byte more would be a new edge. Unless its end was announced with
+            // them: then the end itself is still to be read.
+            Ok((_, filled)) => self.readable = filled || self.hung_up,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Writes what there is, as far as the socket takes it.
+    pub(crate) fn flush(&mut self, now: Instant) -> io::Result<()> {
+        while self.writable && self.life == Life::Open && !self.output.is_empty() {
+            match self.transport.write(self.output.bytes()) {
+                Ok(n) => {
+                    self.output.consume(n);
+                    self.written += n as u64;
+                    self.took = now;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// What is left to do for a closing connection after its output was flushed: true when it is over.
+    pub(crate) fn wind_up(&mut self) -> bool {
+        if !self.output.is_empty() {
+            return false;
+        }
+        match self.conn.closing() {
+            None => false,
+            Some(Closing::Flush) => true,
+            Some(Closing::Linger) if self.eof => true,
+            Some(Closing::Linger) => {
+                if self.life == Life::Open {
+                    self.transport.shutdown_write();
+                    self.life = Life::Shut;
+                }
+                false
+            }
+        }
+    }
+
+    /// Bytes are about to be appended to the output: the patience with an idle taker starts now.
+    pub fn prepare(&mut self, now: Instant, pool: &mut Pool) {
+        if self.output.is_empty() {
+            self.took = now;
+            self.output.prepare(pool);
+        }
+    }
+
+    /// Tells the connection of its peer's end, once, when nothing of what it sent is left to be understood.
+    pub fn tell_eof(&mut self) -> bool {
+        let tell = self.eof && !self.eof_told;
+        self.eof_told |= tell;
+        tell
+    }
+
+    /// Until when the peer may stay as it is, and why.
+    pub fn deadline(&self, deadlines: &Deadlines) -> Option<(Instant, Wait)> {
+        if let Life::Connecting(since) = self.life {
+            return Some((since + deadlines.connect, Wait::Connect));
+        }
+        let write = (!self.output.is_empty()).then(|| (self.took + deadlines.write, Wait::Write));
+        // A peer that we don't read because its bytes have nowhere to go owes us nothing.
+        let held_back = !self.input.is_empty();
+        let conn =
+            self.conn.deadline(deadlines).filter(|(_, wait)| !(held_back && matches!(wait, Wait::Body | Wait::Stream)));
+        [write, conn, self.wait].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+}
+
+/// Bytes that one peer's input may hold: a whole head, or a direction's share of body.
+fn most_input(config: &Config) -> usize {
+    config.limits.head.max(config.limits.buffer)
+}

@@ -1,0 +1,595 @@
+//! The event loop: sockets, time, and turns. It knows when a peer can be read and written and how long it may be silent; what
+//! peers say to each other is the business of the [`App`] above it.
+//!
+//! One turn, phase by phase:
+//!
+//! 1. `wait` until a socket is ready, a deadline is due, or at once when work was left over; the clock is read here only;
+//! 2. `read` each ready socket once, and accept what knocks, within a budget;
+//! 3. `step` each peer that has something new: the app understands it;
+//! 4. `route`: the app carries between peers what the steps brought;
+//! 5. `flush`: each touched peer's output is written once, interest and deadline are computed anew;
+//! 6. `expire`: deadlines that have come;
+//! 7. `reap`: closed peers are dropped, in one place, behind everything that could still name them.
+
+pub mod signal;
+pub mod slots;
+pub mod timers;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, SystemTime};
+
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use ptth_proto::conn::{Config, Conn};
+use ptth_proto::limits::Wait;
+use ptth_proto::time::Instant;
+use ptth_proto::wire::head::Head;
+
+use crate::net::addr::{Place, Remote};
+use crate::net::buf::Pool;
+use crate::net::{Transport, resolve};
+use crate::peer::Peer;
+use signal::Signals;
+use slots::Slots;
+use timers::Timers;
+
+/// Events taken from the poll at once. What doesn't fit comes in the next turn.
+const EVENTS: usize = 1024;
+/// Connections accepted in one turn, so that a crowd at the door doesn't starve those inside. Redis takes 1000, nginx one.
+const ACCEPTS: usize = 64;
+/// How long accepting rests when there are no descriptors left; those that wait stay in the kernel's queue.
+const ACCEPT_REST: Duration = Duration::from_millis(500);
+
+/// Timers of peers that are gone, before the queue is rid of them: too few to be worth the walk below this.
+const STALE_TIMERS: usize = 1024;
+
+/// Tokens above all places in the table.
+const SIGNALS: Token = Token(usize::MAX - 1);
+const WAKER: Token = Token(usize::MAX - 2);
+const LISTENERS: usize = usize::MAX - 1024;
+
+/// Why a peer was lost.
+#[derive(Debug)]
+pub enum Loss {
+    /// The socket failed; also when it could not be connected.
+    Io(io::Error),
+    /// A deadline passed.
+    Late(Wait),
+}
+
+/// News from outside the loop's own sockets.
+#[derive(Debug)]
+pub enum Message {
+    /// A look-up that [`Core::look_up`] began.
+    Resolved(usize, io::Result<Vec<SocketAddr>>),
+}
+
+/// What runs on the loop.
+pub trait App {
+    /// A connection was accepted, by the listener of that number.
+    fn accepted(&mut self, core: &mut Core, token: Token, listener: usize);
+    /// Something is new at this peer: bytes, their end, the connection itself, or room in its output.
+    fn step(&mut self, core: &mut Core, token: Token);
+    /// Every step of this turn was made: carry on what they brought.
+    fn route(&mut self, core: &mut Core);
+    /// The peer's socket failed, or a deadline of it passed that its connection can't deal with itself. The peer is still
+    /// there; whoever wants it gone calls [`Core::drop_peer`].
+    fn lost(&mut self, core: &mut Core, token: Token, loss: Loss);
+    /// The peer is out of the table; its token names nobody any more.
+    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer);
+    /// A timer set by [`Core::set_timer`] is due.
+    fn timer(&mut self, core: &mut Core, key: usize);
+    /// News.
+    fn message(&mut self, core: &mut Core, message: Message);
+    /// The process was asked to stop.
+    fn stop(&mut self, core: &mut Core);
+    /// The turn is over and the loop may sleep: time for what can wait until then.
+    fn rest(&mut self, core: &mut Core);
+    /// Whether the loop is to end, and with what.
+    fn exit(&self, core: &Core) -> Option<u8>;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Accept,
+    App(usize),
+    Peer(Token),
+}
+
+#[derive(Debug)]
+struct Listener {
+    socket: TcpListener,
+    ready: bool,
+}
+
+/// What an app works with: the peers, the time, and the lists of what is to be done in this turn.
+#[derive(Debug)]
+pub struct Core {
+    /// Limits and deadlines of every connection.
+    pub config: Config,
+    /// The time of this turn.
+    pub now: Instant,
+    /// Where heads are read into; whoever wants to keep one swaps it for an empty one.
+    pub head: Head,
+    /// Spare buffers.
+    pub pool: Pool,
+    peers: Slots<Peer>,
+    registry: Registry,
+    timers: Timers<Key>,
+    stale_timers: usize,
+    listeners: Vec<Listener>,
+    accept: Accept,
+    /// It was said that there are no descriptors left, and nobody was let in since.
+    said_full: bool,
+    /// Peers to read in the next turn although the poll has nothing new of them.
+    reads: Vec<Token>,
+    /// Peers to step.
+    steps: VecDeque<Token>,
+    /// Peers to flush.
+    touched: Vec<Token>,
+    /// Peers to drop.
+    dead: Vec<Token>,
+    sender: Sender<Message>,
+    waker: Arc<Waker>,
+}
+
+/// Whether the door is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accept {
+    Open,
+    /// No descriptors: until the timer.
+    Resting,
+    /// For good.
+    Closed,
+}
+
+impl Core {
+    /// Listens on an address. Gives where that is: the system chooses for port 0.
+    ///
+    /// # Errors
+    /// When the address can't be had.
+    pub fn listen(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
+        let mut socket = TcpListener::bind(address)?;
+        let at = socket.local_addr()?;
+        self.registry.register(&mut socket, Token(LISTENERS + self.listeners.len()), Interest::READABLE)?;
+        self.listeners.push(Listener { socket, ready: false });
+        Ok(at)
+    }
+
+    /// Accepts nothing more.
+    pub fn close_listeners(&mut self) {
+        for mut listener in self.listeners.drain(..) {
+            let _ = self.registry.deregister(&mut listener.socket);
+        }
+        self.accept = Accept::Closed;
+    }
+
+    /// Takes a connection into the loop.
+    ///
+    /// # Errors
+    /// When the system won't watch it.
+    pub fn add(&mut self, mut transport: Transport, remote: Remote, conn: Conn, connecting: bool) -> io::Result<Token> {
+        let token = self.peers.next_token();
+        transport.register(&self.registry, token)?;
+        if !connecting {
+            transport.no_delay();
+        }
+        let token = self.peers.insert(Peer::new(transport, remote, conn, connecting, self.now));
+        self.touch(token);
+        Ok(token)
+    }
+
+    /// A peer that is still there.
+    pub fn peer(&mut self, token: Token) -> Option<&mut Peer> {
+        self.peers.get_mut(token)
+    }
+
+    /// A peer, where heads are read into, and the settings: all that understanding what it sent takes.
+    pub fn hear(&mut self, token: Token) -> Option<(&mut Peer, &mut Head, &Config)> {
+        let Core { peers, head, config, .. } = self;
+        peers.get_mut(token).map(|peer| (peer, head, &*config))
+    }
+
+    /// A peer that is about to be told something, and is touched by that.
+    pub fn tell(&mut self, token: Token) -> Option<&mut Peer> {
+        self.touch(token);
+        let Core { peers, pool, now, .. } = self;
+        let peer = peers.get_mut(token)?;
+        peer.prepare(*now, pool);
+        Some(peer)
+    }
+
+    /// Two peers between which something is carried, with what that takes; both are touched.
+    pub fn between(&mut self, from: Token, to: Token) -> Option<(&mut Peer, &mut Peer, &mut Head, &Config)> {
+        self.touch(from);
+        self.touch(to);
+        let Core { peers, head, config, pool, now, .. } = self;
+        let (from, to) = peers.pair_mut(from, to)?;
+        to.prepare(*now, pool);
+        Some((from, to, head, &*config))
+    }
+
+    /// How many peers there are.
+    pub fn peer_count(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// All peers.
+    pub fn peers(&self) -> impl Iterator<Item = (Token, &Peer)> {
+        self.peers.iter()
+    }
+
+    /// The peer is to be flushed, and its deadline to be looked at, at the end of this turn.
+    pub fn touch(&mut self, token: Token) {
+        if let Some(peer) = self.peers.get_mut(token)
+            && !peer.touched
+        {
+            peer.touched = true;
+            self.touched.push(token);
+        }
+    }
+
+    /// The peer is to be stepped, in this turn or the next.
+    pub fn step_again(&mut self, token: Token) {
+        self.steps.push_back(token);
+        self.touch(token);
+    }
+
+    /// Ends a connection without another word. What was not sent yet is not sent.
+    pub fn drop_peer(&mut self, token: Token) {
+        if let Some(peer) = self.peers.get_mut(token) {
+            peer.die();
+            self.dead.push(token);
+        }
+    }
+
+    /// Wakes the app with `key` after a while.
+    pub fn set_timer(&mut self, after: Duration, key: usize) {
+        self.timers.set(self.now + after, Key::App(key));
+    }
+
+    /// Looks a name up; the answer comes as [`Message::Resolved`] with this id.
+    ///
+    /// # Errors
+    /// When the place is not a name, or no thread can be had.
+    pub fn look_up(&self, place: &Place, id: usize) -> io::Result<()> {
+        let Place::Host(host, port) = place else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let (sender, waker) = (self.sender.clone(), Arc::clone(&self.waker));
+        resolve::look_up(host.clone(), *port, move |found| {
+            // Nobody listens any more when the loop has ended: then there is nothing to be told.
+            let _ = sender.send(Message::Resolved(id, found));
+            let _ = waker.wake();
+        })
+    }
+
+    /// The time of day.
+    pub fn wall_clock(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+/// The loop and what runs on it.
+#[derive(Debug)]
+pub struct Reactor<A> {
+    /// What the app works with; to be used before the loop starts.
+    pub core: Core,
+    /// What runs.
+    pub app: A,
+    poll: Poll,
+    events: Events,
+    inbox: Receiver<Message>,
+    signals: Option<Signals>,
+    started: std::time::Instant,
+}
+
+impl<A: App> Reactor<A> {
+    /// A loop around an app.
+    ///
+    /// # Errors
+    /// When the system gives no poll.
+    pub fn new(app: A, config: Config) -> io::Result<Reactor<A>> {
+        let poll = Poll::new()?;
+        let registry = poll.registry().try_clone()?;
+        let (sender, inbox) = mpsc::channel();
+        let waker = Arc::new(Waker::new(&registry, WAKER)?);
+        let core = Core {
+            config,
+            now: Instant::default(),
+            head: Head::default(),
+            pool: Pool::default(),
+            peers: Slots::default(),
+            registry,
+            timers: Timers::default(),
+            stale_timers: 0,
+            listeners: Vec::new(),
+            accept: Accept::Open,
+            said_full: false,
+            reads: Vec::new(),
+            steps: VecDeque::new(),
+            touched: Vec::new(),
+            dead: Vec::new(),
+            sender,
+            waker,
+        };
+        let started = clock();
+        Ok(Reactor { core, app, poll, events: Events::with_capacity(EVENTS), inbox, signals: None, started })
+    }
+
+    /// Stops in an orderly way at SIGINT and SIGTERM.
+    ///
+    /// # Errors
+    /// When the signals can't be had.
+    pub fn handle_signals(&mut self) -> io::Result<()> {
+        self.signals = Some(Signals::register(self.poll.registry(), SIGNALS)?);
+        Ok(())
+    }
+
+    /// Turns until the app says that it is over. Gives what the process is to exit with.
+    ///
+    /// # Errors
+    /// When the poll itself fails.
+    pub fn run(&mut self) -> io::Result<u8> {
+        loop {
+            if let Some(code) = self.app.exit(&self.core) {
+                self.app.rest(&mut self.core);
+                return Ok(code);
+            }
+            self.turn()?;
+        }
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        self.wait()?;
+        self.read();
+        self.step();
+        self.app.route(&mut self.core);
+        self.flush();
+        self.expire();
+        self.reap();
+        Ok(())
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        let core = &mut self.core;
+        let busy = !core.reads.is_empty() || !core.steps.is_empty() || core.knocks();
+        let timeout = if busy {
+            Some(Duration::ZERO)
+        } else {
+            self.app.rest(core);
+            // mio rounds up to whole milliseconds, so that a deadline is not waited for in a circle.
+            core.timers.next().map(|at| at.since(now_of(self.started)))
+        };
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => done?,
+        }
+        self.core.now = now_of(self.started);
+        Ok(())
+    }
+
+    fn read(&mut self) {
+        let Reactor { core, app, events, inbox, signals, .. } = self;
+        for token in std::mem::take(&mut core.reads) {
+            core.read_peer(app, token);
+        }
+        for event in events.iter() {
+            match event.token() {
+                SIGNALS => {
+                    if signals.as_mut().is_some_and(Signals::take) {
+                        app.stop(core);
+                    }
+                }
+                WAKER => {}
+                Token(n) if n >= LISTENERS => {
+                    if let Some(listener) = core.listeners.get_mut(n - LISTENERS) {
+                        listener.ready = true;
+                    }
+                }
+                token => {
+                    let Some(peer) = core.peers.get_mut(token) else { continue };
+                    let gone = event.is_read_closed() || event.is_error();
+                    peer.ready(event.is_readable() || gone, event.is_writable() || event.is_write_closed(), gone);
+                    if peer.is_connecting() {
+                        core.connect_peer(app, token);
+                    } else {
+                        core.read_peer(app, token);
+                    }
+                }
+            }
+        }
+        self.events.clear();
+        while let Ok(message) = inbox.try_recv() {
+            app.message(core, message);
+        }
+        core.accept(app);
+    }
+
+    fn step(&mut self) {
+        // Those that ask to be stepped again while they are stepped have their turn in the next one.
+        for _ in 0..self.core.steps.len() {
+            let Some(token) = self.core.steps.pop_front() else { break };
+            if self.core.peers.get(token).is_some() {
+                self.app.step(&mut self.core, token);
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        let Reactor { core, app, .. } = self;
+        while let Some(token) = core.touched.pop() {
+            let Some(peer) = core.peers.get_mut(token) else { continue };
+            peer.touched = false;
+            let flushed = peer.flush(core.now);
+            if let Err(error) = flushed {
+                peer.output.clear();
+                app.lost(core, token, Loss::Io(error));
+                continue;
+            }
+            if peer.wind_up() {
+                core.dead.push(token);
+                continue;
+            }
+            let room = peer.fed && peer.output.len() < core.config.limits.buffer / 2;
+            peer.fed &= !room;
+            let read = peer.can_read(&core.config);
+            peer.input.release(&mut core.pool);
+            peer.output.release(&mut core.pool);
+            if let Some((at, _)) = peer.deadline(&core.config.deadlines)
+                && peer.armed.is_none_or(|armed| at < armed)
+            {
+                peer.armed = Some(at);
+                core.timers.set(at, Key::Peer(token));
+            }
+            if room {
+                core.steps.push_back(token);
+            }
+            if read {
+                core.reads.push(token);
+            }
+        }
+    }
+
+    fn expire(&mut self) {
+        let Reactor { core, app, .. } = self;
+        let mut due = false;
+        while let Some(key) = core.timers.pop(core.now) {
+            due = true;
+            match key {
+                Key::Accept => {
+                    core.accept = Accept::Open;
+                    for listener in &mut core.listeners {
+                        listener.ready = true;
+                    }
+                }
+                Key::App(key) => app.timer(core, key),
+                Key::Peer(token) => core.expire_peer(app, token),
+            }
+        }
+        if due {
+            self.app.route(&mut self.core);
+            self.flush();
+        }
+    }
+
+    fn reap(&mut self) {
+        let Reactor { core, app, .. } = self;
+        while let Some(token) = core.dead.pop() {
+            let Some(mut peer) = core.peers.remove(token) else { continue };
+            // Closing the socket takes it out of the poll.
+            peer.input.consume(peer.input.len());
+            peer.input.release(&mut core.pool);
+            peer.output.clear();
+            peer.output.release(&mut core.pool);
+            core.stale_timers += usize::from(peer.armed.is_some());
+            app.gone(core, token, peer);
+        }
+        // Visitors that come for one request leave a deadline each behind: a minute's worth of them would be a lot.
+        if core.stale_timers > STALE_TIMERS && core.stale_timers > core.timers.len() / 2 {
+            core.stale_timers = 0;
+            let peers = &core.peers;
+            core.timers.retain(|key| !matches!(key, Key::Peer(token) if peers.get(*token).is_none()));
+        }
+    }
+}
+
+impl Core {
+    fn read_peer(&mut self, app: &mut impl App, token: Token) {
+        let Some(peer) = self.peers.get_mut(token) else { return };
+        if peer.can_read(&self.config)
+            && let Err(error) = peer.fill(&mut self.pool, &self.config)
+        {
+            app.lost(self, token, Loss::Io(error));
+            return;
+        }
+        self.step_again(token);
+    }
+
+    fn connect_peer(&mut self, app: &mut impl App, token: Token) {
+        let Some(peer) = self.peers.get_mut(token) else { return };
+        match peer.connected(self.now) {
+            Ok(()) => self.step_again(token),
+            Err(error) => app.lost(self, token, Loss::Io(error)),
+        }
+    }
+
+    fn expire_peer(&mut self, app: &mut impl App, token: Token) {
+        let Some(peer) = self.peers.get_mut(token) else { return };
+        peer.armed = None;
+        self.touch(token);
+        let Some(peer) = self.peers.get_mut(token) else { return };
+        let Some((at, wait)) = peer.deadline(&self.config.deadlines) else { return };
+        if at > self.now {
+            return;
+        }
+        match wait {
+            Wait::Linger => {
+                peer.conn.timeout(self.now, wait);
+            }
+            _ => app.lost(self, token, Loss::Late(wait)),
+        }
+    }
+
+    /// Whether somebody is known to wait at the door.
+    fn knocks(&self) -> bool {
+        self.accept == Accept::Open && self.listeners.iter().any(|listener| listener.ready)
+    }
+
+    fn accept(&mut self, app: &mut impl App) {
+        for number in 0..self.listeners.len() {
+            for _ in 0..ACCEPTS {
+                if self.accept != Accept::Open || !self.listeners[number].ready {
+                    break;
+                }
+                match self.listeners[number].socket.accept() {
+                    Ok((stream, address)) => self.welcome(app, Transport::Tcp(stream), address, number),
+                    Err(error) => self.not_accepted(number, &error),
+                }
+            }
+        }
+    }
+
+    fn welcome(&mut self, app: &mut impl App, transport: Transport, address: SocketAddr, listener: usize) {
+        self.said_full = false;
+        match self.add(transport, Remote::Ip(address), Conn::server(self.now), false) {
+            Ok(token) => app.accepted(self, token, listener),
+            Err(error) => log::warn!("can't watch the connection from {address}: {error}"),
+        }
+    }
+
+    fn not_accepted(&mut self, number: usize, error: &io::Error) {
+        // EMFILE and ENFILE: the numbers are the same on every Unix.
+        const NO_DESCRIPTORS: [i32; 2] = [24, 23];
+        match error.kind() {
+            io::ErrorKind::WouldBlock => self.listeners[number].ready = false,
+            _ if error.raw_os_error().is_some_and(|code| NO_DESCRIPTORS.contains(&code)) => {
+                if !self.said_full {
+                    self.said_full = true;
+                    log::warn!(
+                        "out of file descriptors with {} connections open: new ones wait until some are closed \
+                         (raise the limit with `ulimit -n`)",
+                        self.peers.len()
+                    );
+                }
+                self.accept = Accept::Resting;
+                self.timers.set(self.now + ACCEPT_REST, Key::Accept);
+            }
+            // The visitor was gone before it was let in, or the system had a hiccup: the next one may be fine.
+            _ => log::debug!("a connection could not be accepted: {error}"),
+        }
+    }
+}
+
+/// The one place that reads the monotonic clock.
+#[allow(clippy::disallowed_methods, reason = "this is the place that all others ask")]
+fn clock() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+fn now_of(started: std::time::Instant) -> Instant {
+    let elapsed = clock().saturating_duration_since(started);
+    Instant::from_micros(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,351 @@
+//! The public side: visitors and agents on one port. Fronts are visitors, backs are links; which tunnel a visitor means is
+//! settled by [`route`], who can serve it by [`registry`].
+
+pub mod registry;
+pub mod route;
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use mio::Token;
+use ptth_proto::conn::Config;
+use ptth_proto::error::Error;
+use ptth_proto::limits::Wait;
+use ptth_proto::wire::fields::Name;
+use ptth_proto::wire::head::FieldWriter;
+
+use crate::answer::{Answer, Code};
+use crate::bridge::exchange::Exchange;
+use crate::bridge::{Assign, BackFault, Bridge, Order, Side, is_http10};
+use crate::log::AccessLog;
+use crate::net::addr::Remote;
+use crate::peer::{NO_KEY, Peer, Seat};
+use crate::reactor::{Core, Loss, Message, Reactor};
+use registry::{Registry, Taken};
+
+/// What a relay is told.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where it listens.
+    pub listen: Vec<SocketAddr>,
+    /// The domain whose names are tunnels, in lower case.
+    pub domain: String,
+    /// Peers whose forwarding fields are believed.
+    pub trusted: Vec<IpNet>,
+    /// Limits and deadlines.
+    pub config: Config,
+    /// One line for each exchange.
+    pub access_log: AccessLog,
+}
+
+/// A tunnel whose last link is gone is only said to be down after a moment: agents that serve one request for each
+/// connection, and links that are replaced, come back at once.
+const DOWN_AFTER: Duration = Duration::from_secs(2);
+
+/// The relay's side of the bridge.
+#[derive(Debug)]
+pub struct Relay {
+    domain: String,
+    trusted: Vec<IpNet>,
+    tunnels: Registry,
+}
+
+/// Starts to listen. Gives the loop to be run, and where it listens.
+///
+/// # Errors
+/// In one sentence for the person who started it.
+pub fn start(settings: Settings) -> Result<(Reactor<Bridge<Relay>>, Vec<SocketAddr>), String> {
+    let Settings { listen, domain, trusted, config, access_log } = settings;
+    let tunnels = Registry::new(config.limits.tunnels, config.limits.links);
+    let relay = Relay { domain, trusted, tunnels };
+    let mut reactor =
+        Reactor::new(Bridge::new(relay, access_log), config).map_err(|error| format!("no event loop: {error}"))?;
+    let mut at = Vec::new();
+    for address in listen {
+        at.push(reactor.core.listen(address).map_err(|error| cannot_listen(address, &error))?);
+    }
+    Ok((reactor, at))
+}
+
+fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => "another program listens there; stop it or choose another address with --listen",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose another one with --listen",
+        io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
+        _ => return format!("can't listen on {address}: {error}"),
+    };
+    format!("can't listen on {address}: {advice}")
+}
+
+impl Side for Relay {
+    const PROGRAM: &'static str = "ptth-relay";
+
+    fn assign(&mut self, core: &mut Core, id: usize, exchange: &mut Exchange) -> Assign {
+        if exchange.tunnel == NO_KEY {
+            let routed = route::route(&exchange.head, self.domain.as_bytes());
+            let Some(tunnel) = self.tunnels.find_or_make(routed.name.as_str()) else {
+                let text = "This relay has as many tunnels as it may have; try again later.";
+                return Assign::Refuse(Answer::new(Code::TOO_MANY_TUNNELS, text));
+            };
+            exchange.tunnel = tunnel;
+            exchange.cut = routed.cut;
+        }
+        let tunnel = exchange.tunnel;
+        if let Some(link) = self.tunnels.take_idle(tunnel, |link| is_free(core, link)) {
+            return Assign::Back(link);
+        }
+        if self.tunnels.waiting(tunnel) >= core.config.limits.waiting {
+            let name = self.tunnels.name(tunnel);
+            let text = format!("Too many requests wait for a link of the tunnel `{name}` already; try again later.");
+            return Assign::Refuse(Answer::new(Code::TUNNEL_BUSY, text));
+        }
+        let until = exchange.started + core.config.deadlines.link;
+        if let Some(front) = core.peer(exchange.front) {
+            front.wait = Some((until, Wait::Link));
+        }
+        core.step_again(exchange.front);
+        self.tunnels.wait(tunnel, id);
+        Assign::Later
+    }
+
+    fn forget(&mut self, id: usize, exchange: &Exchange) {
+        if exchange.tunnel != NO_KEY {
+            self.tunnels.forget(exchange.tunnel, id);
+        }
+    }
+
+    fn release(&mut self, core: &mut Core, back: Token, orders: &mut Vec<Order>) {
+        if let Some(peer) = core.peer(back) {
+            self.link_is_idle(peer.key, back, orders);
+        }
+    }
+
+    fn front_kept(&mut self, _: &mut Core, _: Token) {}
+
+    fn offer(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) -> Option<Answer> {
+        let Some(name) = route::name_of_path(core.head.target()) else {
+            let text = "The first segment of the path that an agent posts to is its tunnel's name: 1 to 63 letters, \
+                        digits, `-` and `_`, or nothing for the tunnel `default`.";
+            return Some(Answer::new(Code::BAD_NAME, text));
+        };
+        let Some(tunnel) = self.tunnels.find_or_make(name.as_str()) else {
+            let text = "This relay has as many tunnels as it may have.";
+            return Some(Answer::new(Code::TOO_MANY_TUNNELS, text));
+        };
+        let now = core.now;
+        let keep_alive = core.config.deadlines.keepalive;
+        let peer = core.tell(token)?;
+        if let Err(error) = peer.conn.accept(now, peer.output.vec()) {
+            log::error!("an offer could not be answered: {error}");
+            core.drop_peer(token);
+            return None;
+        }
+        peer.transport().keep_alive(keep_alive);
+        peer.seat = Seat::Own;
+        peer.key = tunnel;
+        let (remote, idle) = (peer.remote, peer.conn.is_idle());
+        match self.tunnels.add_link(tunnel) {
+            Taken::First => log::info!("tunnel `{name}` is up: an agent has connected from {remote}"),
+            Taken::More => log::debug!("tunnel `{name}`: another link, from {remote}"),
+            Taken::InPlaceOf(old) => {
+                log::info!("tunnel `{name}` has as many links as it may have: its oldest idle one is closed");
+                core.drop_peer(old);
+            }
+        }
+        if idle {
+            self.link_is_idle(tunnel, token, orders);
+        }
+        None
+    }
+
+    /// A link between two exchanges: nothing may come on it but its end.
+    fn own(&mut self, core: &mut Core, token: Token, _: &mut Vec<Order>) {
+        let now = core.now;
+        let Some((peer, head, config)) = core.hear(token) else { return };
+        match peer.conn.recv(now, peer.input.bytes(), head, config) {
+            Ok((_, None)) if !peer.eof => {}
+            Ok(_) => core.drop_peer(token),
+            Err(error) => {
+                log::warn!("a link from {} is closed: the agent {error} ({})", peer.remote, error.code());
+                core.drop_peer(token);
+            }
+        }
+    }
+
+    fn own_lost(&mut self, core: &mut Core, token: Token, loss: Loss, orders: &mut Vec<Order>) {
+        let now = core.now;
+        let Some(peer) = core.peer(token) else { return };
+        match loss {
+            Loss::Late(wait @ Wait::Pause) => {
+                peer.conn.timeout(now, wait);
+                self.link_is_idle(peer.key, token, orders);
+            }
+            Loss::Late(_) => core.drop_peer(token),
+            Loss::Io(error) => {
+                log::debug!("a link from {} broke: {error}", peer.remote);
+                core.drop_peer(token);
+            }
+        }
+    }
+
+    fn gone(&mut self, core: &mut Core, _: Token, peer: Peer) {
+        if peer.key == NO_KEY {
+            return;
+        }
+        if self.tunnels.remove_link(peer.key, |link| is_free(core, link)) {
+            core.set_timer(DOWN_AFTER, peer.key);
+        }
+    }
+
+    fn target<'a>(&self, exchange: &'a Exchange) -> Cow<'a, [u8]> {
+        route::target(&exchange.head, exchange.cut)
+    }
+
+    fn request_fields(&self, exchange: &Exchange, fields: &mut FieldWriter<'_>) {
+        let head = &exchange.head;
+        let trusted = exchange.visitor.ip().is_some_and(|ip| self.trusted.iter().any(|net| net.contains(&ip)));
+        // Always a Host line: Node answers 400 without one. Empty, when the visitor of HTTP/1.0 named none.
+        let host = route::authority(head);
+        fields.field("Host", host);
+        for field in head.fields.end_to_end() {
+            if field.known != Name::Host && (trusted || !field.known.is_forwarding()) {
+                fields.copy(field);
+            }
+        }
+        let mut visitor = Text::new();
+        let quoted = match exchange.visitor {
+            Remote::Ip(address) => {
+                let ip = address.ip().to_canonical();
+                let _ = write!(visitor, "{ip}");
+                if ip.is_ipv6() { ["\"[", "]\""] } else { ["", ""] }
+            }
+            Remote::Unix => {
+                let _ = visitor.write_str("unknown");
+                ["", ""]
+            }
+        };
+        let known = |name| trusted && head.fields.has(name);
+        fields.field("X-Forwarded-For", visitor.as_bytes());
+        if !known(Name::XForwardedProto) {
+            fields.field("X-Forwarded-Proto", "http");
+        }
+        if !known(Name::XForwardedHost) {
+            fields.field("X-Forwarded-Host", host);
+        }
+        let [open, close] = quoted.map(str::as_bytes);
+        let parts = [b"for=", open, visitor.as_bytes(), close, b";host=\"", host, b"\";proto=http"];
+        fields.parts(b"Forwarded", &parts);
+        fields.field("Via", if is_http10(head) { "1.0 ptth-relay" } else { "1.1 ptth-relay" });
+    }
+
+    fn fault(&self, exchange: &Exchange, fault: &BackFault) -> Answer {
+        let name = self.tunnels.name(exchange.tunnel);
+        let (code, text) = match fault {
+            BackFault::Late(Wait::Link) if self.tunnels.links(exchange.tunnel) == 0 => (
+                Code::NO_LINK,
+                format!(
+                    "No agent is connected to this relay as `{name}`, and none came while the request waited. Start one \
+                     with `ptth-reverse PORT --via … --name {name}`, or look at its log."
+                ),
+            ),
+            BackFault::Late(Wait::Link) => (
+                Code::LINKS_BUSY,
+                format!(
+                    "All links of the agent `{name}` are busy, and none was free while the request waited. Raise its \
+                     `--links`, or start another agent under the same name."
+                ),
+            ),
+            BackFault::Late(wait) => (
+                Code::LINK_TIMEOUT,
+                format!(
+                    "The agent `{name}` took the request and was silent for longer than it may be (--timeout {}). Its \
+                     upstream may be slow, or the agent frozen.",
+                    wait_name(*wait)
+                ),
+            ),
+            BackFault::Protocol(error @ (Error::Peer(_) | Error::Limit(_))) => (
+                Code::LINK_PROTOCOL,
+                format!("The answer of the agent `{name}` was not passed on: it {error} ({}).", error.code()),
+            ),
+            BackFault::Connect(_) | BackFault::ConnectLate | BackFault::Lost(_) | BackFault::Protocol(_) => (
+                Code::LINK_LOST,
+                format!("The agent `{name}` took the request, and its link broke before the answer was complete."),
+            ),
+        };
+        Answer::new(code, text)
+    }
+
+    fn tunnel<'a>(&'a self, exchange: &'a Exchange) -> &'a str {
+        self.tunnels.name(exchange.tunnel)
+    }
+
+    /// The timers are those of tunnels without a link.
+    fn timer(&mut self, _: &mut Core, key: usize, _: &mut Vec<Order>) {
+        if let Some(name) = self.tunnels.settle_down(key) {
+            log::info!("tunnel `{name}` is down: no agent is connected");
+        }
+    }
+
+    fn message(&mut self, _: &mut Core, _: Message, _: &mut Vec<Order>) {}
+
+    fn stop(&mut self, core: &mut Core) {
+        let links: Vec<Token> =
+            core.peers().filter(|(_, peer)| peer.seat == Seat::Own).map(|(token, _)| token).collect();
+        for link in links {
+            core.drop_peer(link);
+        }
+    }
+
+    fn exit(&self) -> Option<u8> {
+        None
+    }
+}
+
+impl Relay {
+    /// Gives an idle link to the request that has waited longest, or parks it.
+    fn link_is_idle(&mut self, tunnel: usize, link: Token, orders: &mut Vec<Order>) {
+        match self.tunnels.next_waiting(tunnel) {
+            Some(id) => orders.push(Order::Attach(id, link)),
+            None => self.tunnels.park(tunnel, link),
+        }
+    }
+}
+
+/// The name of a deadline as the command line has it: on a link, the wait for an answer is its own.
+fn wait_name(wait: Wait) -> &'static str {
+    if wait == Wait::Answer { "link-answer" } else { wait.name() }
+}
+
+/// Whether a parked link can take a request.
+fn is_free(core: &mut Core, link: Token) -> bool {
+    core.peer(link).is_some_and(|peer| peer.is_alive() && peer.seat == Seat::Own && peer.conn.is_idle())
+}
+
+/// An address as text, on the stack.
+struct Text {
+    bytes: [u8; 48],
+    len: usize,
+}
+
+impl Text {
+    fn new() -> Text {
+        Text { bytes: [0; 48], len: 0 }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl std::fmt::Write for Text {
+    fn write_str(&mut self, s: &str) -> std::fmt::Result {
+        let end = self.len + s.len();
+        self.bytes.get_mut(self.len..end).ok_or(std::fmt::Error)?.copy_from_slice(s.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}

@@ -1,0 +1,226 @@
+//! Tunnels by name, the links that serve each, and the requests that wait for one. A name belongs to nobody: every agent that
+//! offers it gets in, and all of their links share the load, the one that rested longest first.
+
+use std::collections::{HashMap, VecDeque};
+
+use mio::Token;
+
+/// What became of a new link.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is the tunnel's only one, and the tunnel was said to be down, or is new.
+    First,
+    /// There are others.
+    More,
+    /// There are too many: this one is to be closed for it.
+    InPlaceOf(Token),
+}
+
+#[derive(Debug)]
+struct Tunnel {
+    name: String,
+    /// Links that are idle, and some that are gone by now.
+    idle: VecDeque<Token>,
+    waiting: VecDeque<usize>,
+    links: usize,
+    /// Links gone since `idle` was last rid of them.
+    gone: usize,
+    /// It was said that the tunnel is up.
+    up: bool,
+}
+
+/// All tunnels of a relay.
+#[derive(Debug)]
+pub struct Registry {
+    tunnels: Vec<Option<Tunnel>>,
+    free: Vec<usize>,
+    by_name: HashMap<String, usize>,
+    most_tunnels: usize,
+    most_links: usize,
+}
+
+impl Registry {
+    /// No tunnels; at most so many, with at most so many links each.
+    pub fn new(most_tunnels: usize, most_links: usize) -> Registry {
+        Registry { tunnels: Vec::new(), free: Vec::new(), by_name: HashMap::new(), most_tunnels, most_links }
+    }
+
+    /// The tunnel of a name, made when there is none. `None` when there are too many.
+    pub fn find_or_make(&mut self, name: &str) -> Option<usize> {
+        if let Some(tunnel) = self.by_name.get(name) {
+            return Some(*tunnel);
+        }
+        if self.by_name.len() >= self.most_tunnels {
+            return None;
+        }
+        let tunnel = self.free.pop().unwrap_or_else(|| {
+            self.tunnels.push(None);
+            self.tunnels.len() - 1
+        });
+        self.tunnels[tunnel] = Some(Tunnel {
+            name: name.into(),
+            idle: VecDeque::new(),
+            waiting: VecDeque::new(),
+            links: 0,
+            gone: 0,
+            up: false,
+        });
+        self.by_name.insert(name.into(), tunnel);
+        Some(tunnel)
+    }
+
+    fn get(&self, tunnel: usize) -> Option<&Tunnel> {
+        self.tunnels.get(tunnel)?.as_ref()
+    }
+
+    fn get_mut(&mut self, tunnel: usize) -> Option<&mut Tunnel> {
+        self.tunnels.get_mut(tunnel)?.as_mut()
+    }
+
+    /// The tunnel's name.
+    pub fn name(&self, tunnel: usize) -> &str {
+        self.get(tunnel).map_or("-", |tunnel| &tunnel.name)
+    }
+
+    /// How many links it has, idle and busy.
+    pub fn links(&self, tunnel: usize) -> usize {
+        self.get(tunnel).map_or(0, |tunnel| tunnel.links)
+    }
+
+    /// How many requests wait for one.
+    pub fn waiting(&self, tunnel: usize) -> usize {
+        self.get(tunnel).map_or(0, |tunnel| tunnel.waiting.len())
+    }
+
+    /// Takes the link that has rested longest among those that are still free.
+    pub fn take_idle(&mut self, tunnel: usize, mut is_free: impl FnMut(Token) -> bool) -> Option<Token> {
+        let idle = &mut self.get_mut(tunnel)?.idle;
+        std::iter::from_fn(|| idle.pop_front()).find(|link| is_free(*link))
+    }
+
+    /// Puts a link to rest.
+    pub fn park(&mut self, tunnel: usize, link: Token) {
+        if let Some(tunnel) = self.get_mut(tunnel) {
+            tunnel.idle.push_back(link);
+        }
+    }
+
+    /// A request waits for a link.
+    pub fn wait(&mut self, tunnel: usize, id: usize) {
+        if let Some(tunnel) = self.get_mut(tunnel) {
+            tunnel.waiting.push_back(id);
+        }
+    }
+
+    /// The request that has waited longest, which waits no more.
+    pub fn next_waiting(&mut self, tunnel: usize) -> Option<usize> {
+        self.get_mut(tunnel)?.waiting.pop_front()
+    }
+
+    /// The request waits no more, if it did.
+    pub fn forget(&mut self, tunnel: usize, id: usize) {
+        if let Some(entry) = self.get_mut(tunnel) {
+            entry.waiting.retain(|waiting| *waiting != id);
+            self.drop_unused(tunnel);
+        }
+    }
+
+    /// A new link: it always gets in.
+    pub fn add_link(&mut self, tunnel: usize) -> Taken {
+        let most = self.most_links;
+        let Some(tunnel) = self.get_mut(tunnel) else { return Taken::More };
+        tunnel.links += 1;
+        if !std::mem::replace(&mut tunnel.up, true) {
+            return Taken::First;
+        }
+        match tunnel.idle.front() {
+            Some(oldest) if tunnel.links > most => {
+                let oldest = *oldest;
+                tunnel.idle.pop_front();
+                Taken::InPlaceOf(oldest)
+            }
+            _ => Taken::More,
+        }
+    }
+
+    /// A link is gone. True when it was the last one.
+    pub fn remove_link(&mut self, tunnel: usize, is_free: impl FnMut(Token) -> bool) -> bool {
+        let Some(tunnel) = self.get_mut(tunnel) else { return false };
+        tunnel.links = tunnel.links.saturating_sub(1);
+        tunnel.gone += 1;
+        // Those that are gone stay among the idle ones until half of them are: so each costs the same, however many there
+        // are.
+        if tunnel.gone * 2 > tunnel.idle.len() {
+            tunnel.gone = 0;
+            let mut is_free = is_free;
+            tunnel.idle.retain(|link| is_free(*link));
+        }
+        tunnel.links == 0
+    }
+
+    /// A tunnel has had no link for a while, if it still has none: gives its name when that is news, and drops what nobody
+    /// uses.
+    pub fn settle_down(&mut self, tunnel: usize) -> Option<String> {
+        let entry = self.get_mut(tunnel)?;
+        if entry.links > 0 {
+            return None;
+        }
+        let news = std::mem::replace(&mut entry.up, false).then(|| entry.name.clone());
+        self.drop_unused(tunnel);
+        news
+    }
+
+    fn drop_unused(&mut self, tunnel: usize) {
+        let unused = |tunnel: &Tunnel| tunnel.links == 0 && tunnel.waiting.is_empty() && !tunnel.up;
+        if self.get(tunnel).is_some_and(unused)
+            && let Some(entry) = self.tunnels[tunnel].take()
+        {
+            self.by_name.remove(&entry.name);
+            self.free.push(tunnel);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_take_turns_and_the_dead_are_passed_over() {
+        let mut registry = Registry::new(10, 10);
+        let t = registry.find_or_make("a").unwrap();
+        for n in 0..3 {
+            registry.add_link(t);
+            registry.park(t, Token(n));
+        }
+        assert_eq!(registry.take_idle(t, |_| true), Some(Token(0)));
+        registry.park(t, Token(0));
+        assert_eq!(registry.take_idle(t, |link| link != Token(1)), Some(Token(2)));
+        assert_eq!(registry.take_idle(t, |_| true), Some(Token(0)));
+        assert_eq!(registry.take_idle(t, |_| true), None);
+    }
+
+    #[test]
+    fn the_newest_gets_in_for_the_oldest_idle() {
+        let mut registry = Registry::new(10, 2);
+        let t = registry.find_or_make("a").unwrap();
+        assert_eq!(registry.add_link(t), Taken::First);
+        registry.park(t, Token(1));
+        assert_eq!(registry.add_link(t), Taken::More);
+        assert_eq!(registry.add_link(t), Taken::InPlaceOf(Token(1)));
+    }
+
+    #[test]
+    fn a_tunnel_that_nobody_uses_is_forgotten() {
+        let mut registry = Registry::new(1, 2);
+        let t = registry.find_or_make("a").unwrap();
+        assert_eq!(registry.find_or_make("b"), None);
+        registry.wait(t, 7);
+        registry.forget(t, 7);
+        let t = registry.find_or_make("b").unwrap();
+        registry.add_link(t);
+        assert!(registry.remove_link(t, |_| false));
+        assert_eq!(registry.settle_down(t), Some("b".into()));
+        assert!(registry.find_or_make("c").is_some());
+    }
+}
