@@ -6,6 +6,7 @@ use std::io;
 
 use mio::Token;
 use ptth_proto::conn::{Body, Conn, Event};
+use ptth_proto::wire::fields::Name;
 
 use crate::net::Transport;
 use crate::net::addr::Remote;
@@ -64,6 +65,10 @@ impl Hello {
                     seen.head.extend_from_slice(&[head.method(), b" ", head.target(), b" HTTP/1.1\n"].concat());
                     for field in head.fields.iter() {
                         seen.head.extend_from_slice(&[field.name, b": ", field.value, b"\n"].concat());
+                    }
+                    if head.fields.lists(Name::Expect, b"100-continue") {
+                        // It can be sent in this state, or the request is no more.
+                        let _ = peer.conn.send_informational(peer.output.vec(), (100, b"Continue"), |_| {});
                     }
                     (used, false)
                 }

@@ -487,6 +487,14 @@ impl Side for Agent {
         Answer::new(code, text)
     }
 
+    /// The relay says who asks: on a link, every visitor comes from the relay's own address.
+    fn visitor<'a>(&self, exchange: &'a Exchange) -> Cow<'a, str> {
+        match exchange.head.fields.first(Name::XForwardedFor) {
+            Some(visitor) => String::from_utf8_lossy(visitor),
+            None => Cow::Owned(exchange.visitor.to_string()),
+        }
+    }
+
     fn tunnel<'a>(&'a self, _: &'a Exchange) -> &'a str {
         &self.name
     }

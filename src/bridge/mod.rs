@@ -91,6 +91,8 @@ pub trait Side {
     fn request_fields(&self, exchange: &Exchange, fields: &mut FieldWriter<'_>);
     /// The page for a fault on the back.
     fn fault(&self, exchange: &Exchange, fault: &BackFault) -> Answer;
+    /// Who asks, for the access log.
+    fn visitor<'a>(&self, exchange: &'a Exchange) -> Cow<'a, str>;
     /// What stands for the tunnel in the access log.
     fn tunnel<'a>(&'a self, exchange: &'a Exchange) -> &'a str;
     /// A timer of the side's own.
@@ -482,7 +484,7 @@ impl<S: Side> Bridge<S> {
         self.log.line(&Line {
             time: core.wall_clock(),
             id: exchange.number,
-            visitor: &exchange.visitor,
+            visitor: &self.side.visitor(exchange),
             tunnel: self.side.tunnel(exchange),
             method: exchange.head.method(),
             target: exchange.head.target(),
@@ -576,7 +578,7 @@ impl<S: Side> App for Bridge<S> {
     fn timer(&mut self, core: &mut Core, key: usize) {
         match key {
             DRAINED => {
-                if self.exchanges.len() > 0 {
+                if !self.exchanges.is_empty() {
                     log::warn!("{} exchanges did not end in time and are cut off", self.exchanges.len());
                 }
                 self.running = Running::Over;
@@ -623,7 +625,7 @@ impl<S: Side> App for Bridge<S> {
             Running::Yes => self.side.exit(),
             Running::Over => Some(0),
             Running::Draining => {
-                let done = self.exchanges.len() == 0 && core.peers().all(|(_, peer)| peer.output.is_empty());
+                let done = self.exchanges.is_empty() && core.peers().all(|(_, peer)| peer.output.is_empty());
                 done.then_some(0)
             }
         }

@@ -279,6 +279,10 @@ impl Side for Relay {
         Answer::new(code, text)
     }
 
+    fn visitor<'a>(&self, exchange: &'a Exchange) -> Cow<'a, str> {
+        Cow::Owned(exchange.visitor.to_string())
+    }
+
     fn tunnel<'a>(&'a self, exchange: &'a Exchange) -> &'a str {
         self.tunnels.name(exchange.tunnel)
     }

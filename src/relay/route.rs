@@ -71,7 +71,7 @@ pub fn authority(head: &Head) -> &[u8] {
 }
 
 /// The path and query of a request's target; `*` of an OPTIONS.
-fn path<'a>(head: &'a Head) -> &'a [u8] {
+fn path(head: &Head) -> &[u8] {
     match Target::of(head.method(), head.target()) {
         Some(Target::Absolute { path, .. }) => path,
         _ => head.target(),
