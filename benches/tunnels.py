@@ -165,6 +165,7 @@ class Sample:
     p99_ms: float
     errors: int
     rss_mib: float
+    others_percent: float
     gib_a_second: float = None
     cpu_s_a_gib: float = None
 
@@ -305,7 +306,7 @@ http {{
     return Process(command, (HOST, port))
 
 
-def origin(folder, port):
+def nginx_origin(folder, port):
     files = folder / "files"
     files.mkdir()
     for path, size in FILES.items():
@@ -317,7 +318,7 @@ def origin(folder, port):
 # --- one measurement --------------------------------------------------------------------------------------------------
 
 
-def measure(make, folder, origin_port, shape, seconds):
+def measure(make, folder, origin, origin_port, shape, seconds):
     with Running(folder) as running:
         system = make(folder, origin_port)
         for process in system.processes:
@@ -325,9 +326,10 @@ def measure(make, folder, origin_port, shape, seconds):
         running.wait_until(lambda: answers(system.port))
 
         wrk(system.port, shape, 1)  # Warm: connections made, buffers grown.
-        before = running.cpu_seconds()
+        before, machine, known = running.cpu_seconds(), machine_seconds(), known_seconds(running, origin)
         load = wrk(system.port, shape, seconds)
         cpu = running.cpu_seconds() - before
+        others = machine_seconds() - machine - (known_seconds(running, origin) - known)
         if not load["requests"]:
             raise Trouble("\n".join(["no request was answered", *running.last_words()]))
 
@@ -338,6 +340,7 @@ def measure(make, folder, origin_port, shape, seconds):
             p99_ms=load["p99"],
             errors=load["errors"],
             rss_mib=0,
+            others_percent=max(0, others) / load["seconds"] / os.cpu_count() * 100,
         )
         if shape.bulk:
             before = running.cpu_seconds()
@@ -346,6 +349,18 @@ def measure(make, folder, origin_port, shape, seconds):
             sample.cpu_s_a_gib = (running.cpu_seconds() - before) / (FILES["/1g"] / GIB)
         sample.rss_mib = running.peak_rss_mib()
         return sample
+
+
+def machine_seconds():
+    """CPU time that the machine has spent, or that a hypervisor took from it, on all cores together."""
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, read("/proc/stat").split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def known_seconds(running, origin):
+    """CPU time of all that belongs to the measurement: tunnel, origin, and the load generators that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return running.cpu_seconds() + origin.cpu_seconds() + ended.ru_utime + ended.ru_stime
 
 
 def wrk_command(port, shape, seconds):
@@ -408,7 +423,10 @@ COLUMNS = [
     ("GiB/s", "gib_a_second", "{:.2f}"),
     ("CPU s a GiB", "cpu_s_a_gib", "{:.2f}"),
     ("peak RSS MiB", "rss_mib", "{:.1f}"),
+    ("others %", "others_percent", "{:.0f}"),
 ]
+# Columns that say whether a row is worth anything; to divide them would say nothing.
+DOUBTS = {"errors", "others_percent"}
 # What the origin alone does not have: there is no process of a tunnel to count.
 TUNNEL_ONLY = {"cpu_us_a_request", "cpu_s_a_gib", "rss_mib"}
 
@@ -427,8 +445,9 @@ def ratios(results):
     for rival in RIVALS:
         if rival not in results or "ours" not in results:
             continue
-        pairs = ((title, getattr(results["ours"], field), getattr(results[rival], field)) for title, field, _ in COLUMNS)
-        parts = [f"{title} × {mine / theirs:.2f}" for title, mine, theirs in pairs if mine and theirs and title != "errors"]
+        mine, theirs = vars(results["ours"]), vars(results[rival])
+        divided = [(title, field) for title, field, _ in COLUMNS if field not in DOUBTS and mine[field] and theirs[field]]
+        parts = [f"{title} × {mine[field] / theirs[field]:.2f}" for title, field in divided]
         yield f"ours to {rival}: " + ", ".join(parts)
 
 
@@ -453,10 +472,12 @@ def report(measured, options):
     yield ""
     yield f"Written by `{shlex.join(['benches/tunnels.py', *sys.argv[1:]])}`; change nothing here by hand."
     yield ""
-    yield f"All on one machine: {os.cpu_count()} cores, Linux {platform.release().split('-')[0]}, loopback. The origin is"
-    yield "nginx with one worker. Origin, load generator and tunnel share the cores. CPU time and memory are those of the"
-    yield f"tunnel's processes, both ends together. Medians of {options.rounds} rounds of {options.secs} s, the systems in turn"
-    yield "within each round; errors (broken connections, timeouts, answers other than 2xx and 3xx) are summed."
+    yield f"Where: one machine of {os.cpu_count()} cores, Linux {platform.release().split('-')[0]}, loopback."
+    yield f"How: medians of {options.rounds} rounds of {options.secs} s, the systems in turn within each round."
+    yield ""
+    yield "CPU time and memory are those of the tunnel's processes, both ends together. Errors (broken connections, timeouts,"
+    yield "answers other than 2xx and 3xx) are summed. *Others* is what programs beside tunnel, origin and load generator took"
+    yield "of the machine's CPU time meanwhile."
     yield ""
     yield "Versions: " + ", ".join(versions()) + "."
     for shape, results in measured:
@@ -504,12 +525,12 @@ def commands():
 # --- the whole run ----------------------------------------------------------------------------------------------------
 
 
-def run(shape, names, options, folder, origin_port):
+def run(shape, names, options, folder, origin, origin_port):
     samples = {name: [] for name in names}
     for turn in range(options.rounds):
         for name in names:
             try:
-                samples[name].append(measure(SYSTEMS[name], folder, origin_port, shape, options.secs))
+                samples[name].append(measure(SYSTEMS[name], folder, origin, origin_port, shape, options.secs))
                 say(f"  {turn + 1}/{options.rounds} {name}: {samples[name][-1].requests_a_second:,.0f} req/s")
             except (Trouble, OSError) as trouble:
                 say(f"  {turn + 1}/{options.rounds} {name}: {trouble}")
@@ -556,13 +577,13 @@ def main():
     (ROOT / "target").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / "target") as scratch:
         folder, port = pathlib.Path(scratch), free_port()
-        with Running(folder) as running:
-            running.start(origin(folder, port))
+        with Running(folder) as origin:
+            origin.start(nginx_origin(folder, port))
             if any(shape.bulk for shape in shapes):
                 fetch_large(port)  # Once for nothing, so that the first system finds the file in memory too.
             for shape in shapes:
                 say(f"{shape.title()}:")
-                results = run(shape, options.only, options, folder, port)
+                results = run(shape, options.only, options, folder, origin, port)
                 measured.append((shape, results))
                 print(f"\n{shape.title()} (medians of {options.rounds} rounds of {options.secs} s)\n")
                 for line in [*ratios(results), *plain(table(results)), ""]:

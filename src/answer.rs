@@ -186,6 +186,14 @@ mod tests {
     }
 
     #[test]
+    fn every_code_is_in_the_docs() {
+        let docs = include_str!("../docs/codes.md");
+        for code in Code::ALL {
+            assert!(docs.contains(&format!("| `{}` | {} |", code.name, code.status)), "{}", code.name);
+        }
+    }
+
+    #[test]
     fn a_page_names_its_code() {
         let answer = Answer::new(Code::NO_LINK, "No agent \"x\".");
         assert!(answer.page("ptth-relay", 7, false).starts_with("503 Service Unavailable (no-link)\n\nNo agent"));

@@ -126,6 +126,10 @@ impl Peer {
         self.life != Life::Dead && self.conn.closing().is_none() && !self.has_hung_up()
     }
 
+    pub(crate) fn is_dead(&self) -> bool {
+        self.life == Life::Dead
+    }
+
     pub(crate) fn die(&mut self) {
         self.life = Life::Dead;
     }

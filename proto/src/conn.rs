@@ -418,7 +418,9 @@ impl Conn {
     /// # Errors
     /// When there is none.
     pub fn accept(&mut self, now: Instant, out: &mut Vec<u8>) -> Result<(), Error> {
-        let State::Offered(http, token, profile) = self.state else { return Err(Misuse::OutOfTurn.into()) };
+        let State::Offered(mut http, token, profile) = self.state else { return Err(Misuse::OutOfTurn.into()) };
+        // Not when a refusal has begun.
+        http.exchange.make(http.role, Move::Switch)?;
         upgrade::write_switch(token, out);
         let turned = Http::new(!http.role, profile, now);
         self.state = match profile {

@@ -427,15 +427,17 @@ impl Side for Agent {
                 if self.announced && self.links.standing() == 0 && lost != Lost::Served {
                     self.event(&serde_json::json!({ "event": "down" }));
                 }
+                if self.once && self.announced && self.links.standing() == 0 && lost != Lost::Served {
+                    log::error!("the relay {} has closed the link", self.via.url);
+                    self.ended.get_or_insert(Ended::Gone);
+                    return;
+                }
                 match lost {
                     Lost::Served | Lost::Steady => self.fill(core),
                     Lost::AtOnce => {
                         let reason = format!("the relay {} has closed the link", self.via.url);
                         self.failed(core, Ended::Gone, &reason);
                     }
-                }
-                if self.once && self.links.is_empty() && self.ended.is_none() {
-                    self.ended = Some(Ended::Gone);
                 }
             }
         }

@@ -311,6 +311,7 @@ impl<S: Side> Bridge<S> {
         if let Some(front) = core.peer(front) {
             front.wait = None;
         }
+        self.mark(id);
         if let Err(error) = sent {
             log::error!("a request could not be written: {error}");
             let text = "The request could not be written for the next hop. This is a bug worth a report.";
@@ -321,6 +322,7 @@ impl<S: Side> Bridge<S> {
 
     /// Carries what there is to carry for one exchange.
     fn pump(&mut self, core: &mut Core, id: usize) {
+        let mut carried = false;
         loop {
             let Some(exchange) = self.exchanges.get_mut(id) else { return };
             exchange.marked = false;
@@ -331,9 +333,9 @@ impl<S: Side> Bridge<S> {
                 failed => (false, failed),
             };
             match answered {
-                Flow::Moved => {}
-                Flow::Still if asked => {}
-                Flow::Still => return self.check_front(core, id),
+                Flow::Moved => carried = true,
+                Flow::Still if asked => carried = true,
+                Flow::Still => return self.check_front(core, id, carried),
                 Flow::Over => return self.finish(core, id),
                 Flow::Front(error) => return self.front_failed(core, id, error),
                 Flow::Back(fault) => return self.back_failed(core, id, fault),
@@ -341,8 +343,9 @@ impl<S: Side> Bridge<S> {
         }
     }
 
-    /// Looks whether the visitor is still there, once nothing can be carried.
-    fn check_front(&mut self, core: &mut Core, id: usize) {
+    /// Looks whether the visitor is still there, once nothing can be carried. Most that end their side are gone; the few that
+    /// only ended theirs are served as long as something comes for them: then a write tells whether they are there.
+    fn check_front(&mut self, core: &mut Core, id: usize, carried: bool) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let patience = core.now + core.config.deadlines.half_close;
         let Some(front) = core.peer(exchange.front) else { return };
@@ -352,7 +355,7 @@ impl<S: Side> Bridge<S> {
         if exchange.stage == Stage::Waiting {
             // Nobody has heard of this request, and nobody is to.
             self.cancel(core, id, Code::VISITOR_GONE);
-        } else if front.wait.is_none() {
+        } else if front.wait.is_none() || carried {
             front.wait = Some((patience, Wait::HalfClose));
             core.touch(exchange.front);
         }
@@ -426,6 +429,10 @@ impl<S: Side> Bridge<S> {
         }
         if let Some(peer) = core.peer(exchange.front) {
             peer.seat = Seat::Front;
+            if is_http10(&exchange.head) {
+                // To a visitor of HTTP/1.0 the end of the connection is the end of the body.
+                peer.transport().break_on_close();
+            }
         }
         core.drop_peer(exchange.front);
         self.exchanges.recycle(exchange);
@@ -636,7 +643,7 @@ impl<S: Side> Bridge<S> {
     /// A waiting exchange has nothing to carry, but its visitor may leave.
     fn check_waiting(&mut self, core: &mut Core, id: usize) {
         if self.exchanges.get_mut(id).is_some_and(|exchange| exchange.stage == Stage::Waiting) {
-            self.check_front(core, id);
+            self.check_front(core, id, false);
         }
     }
 

@@ -82,6 +82,13 @@ impl Transport {
         };
     }
 
+    /// When the socket is closed, the peer is to see that it broke, and not a clean end.
+    pub fn break_on_close(&self) {
+        if let Transport::Tcp(stream) = self {
+            let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
     /// The error that the socket has to report, such as that of a connection that could not be made.
     pub fn take_error(&self) -> io::Result<()> {
         let error = match self {

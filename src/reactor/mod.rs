@@ -412,7 +412,7 @@ impl<A: App> Reactor<A> {
         // Those that ask to be stepped again while they are stepped have their turn in the next one.
         for _ in 0..self.core.steps.len() {
             let Some(token) = self.core.steps.pop_front() else { break };
-            if self.core.peers.get(token).is_some() {
+            if self.core.peers.get(token).is_some_and(|peer| !peer.is_dead()) {
                 self.app.step(&mut self.core, token);
             }
         }
@@ -423,6 +423,9 @@ impl<A: App> Reactor<A> {
         while let Some(token) = core.touched.pop() {
             let Some(peer) = core.peers.get_mut(token) else { continue };
             peer.touched = false;
+            if peer.is_dead() {
+                continue;
+            }
             let flushed = peer.flush(core.now);
             if let Err(error) = flushed {
                 peer.output.clear();
@@ -430,10 +433,12 @@ impl<A: App> Reactor<A> {
                 continue;
             }
             if peer.wind_up() {
+                peer.die();
                 core.dead.push(token);
                 continue;
             }
-            let room = peer.fed && peer.output.len() < core.config.limits.buffer / 2;
+            // Room is an empty buffer: the kernel's own is full enough to bridge the moment until it is filled again.
+            let room = peer.fed && !peer.is_connecting() && peer.output.is_empty();
             peer.fed &= !room;
             let read = peer.can_read(&core.config);
             peer.input.release(&mut core.pool);
@@ -498,7 +503,7 @@ impl<A: App> Reactor<A> {
 
 impl Core {
     fn read_peer(&mut self, app: &mut impl App, token: Token) {
-        let Some(peer) = self.peers.get_mut(token) else { return };
+        let Some(peer) = self.peers.get_mut(token).filter(|peer| !peer.is_dead()) else { return };
         if peer.can_read(&self.config)
             && let Err(error) = peer.fill(&mut self.pool, &self.config)
         {
@@ -517,7 +522,7 @@ impl Core {
     }
 
     fn expire_peer(&mut self, app: &mut impl App, token: Token) {
-        let Some(peer) = self.peers.get_mut(token) else { return };
+        let Some(peer) = self.peers.get_mut(token).filter(|peer| !peer.is_dead()) else { return };
         peer.armed = None;
         self.touch(token);
         let Some(peer) = self.peers.get_mut(token) else { return };

@@ -1,0 +1,51 @@
+# Each target is one line to use; `make help` lists them.
+.PHONY: help run test check fmt bench interop fixtures fuzz deny install clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Start a tunnel to the built-in page: a relay and an agent on this machine
+	@cargo run --quiet --release --bin ptth-reverse -- hello
+
+test: ## Run all tests (unit, fixtures, two machines on a fake wire, the built programs over loopback)
+	cargo test --workspace
+
+check: ## Everything else that must hold: format, lints, docs, no_std, fuzz targets
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	$(NO_STD)
+	cargo build --package ptth-fuzz --bins
+
+# Linking the protocol crate into a program without the standard library: had it or a dependency drawn std in, there would
+# be two panic handlers and no program.
+NO_STD = cargo build --release --manifest-path proto/no-std/Cargo.toml --target-dir target/no-std
+
+fmt: ## Format the code
+	cargo fmt --all
+
+bench: ## Compare with the origin alone, nginx, bore and rathole, side by side (installs what is missing)
+	benches/setup.sh
+	cargo build --release
+	python3 benches/tunnels.py --all --write
+
+interop: ## Let programs that nobody here wrote talk to ours (installs them with npm)
+	cargo build
+	tests/interop/run.sh
+
+fixtures: ## Write the generated fixtures anew (the printed table of legal moves)
+	PTTH_FIXTURES=write cargo test --package ptth-proto --test table
+
+fuzz: ## Fuzz each parser and machine for a minute (needs cargo-fuzz)
+	for target in $$(cd fuzz/fuzz_targets && ls *.rs | sed 's/\.rs$$//'); do \
+	  RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=60 || exit 1; done
+
+deny: ## Check licences and advisories of the dependencies (needs cargo-deny)
+	cargo deny check
+
+install: ## Install both programs
+	cargo install --path .
+
+clean: ## Remove what was built
+	cargo clean

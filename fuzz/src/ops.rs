@@ -1,0 +1,225 @@
+//! Two connections and any order of calls and deliveries: what one understood is what the other said.
+
+use std::time::Duration;
+
+use ptth_proto::conn::{Body, Config, Conn, Event};
+use ptth_proto::error::{Error, Fault};
+use ptth_proto::http::framing::Asked;
+use ptth_proto::link::upgrade::Token;
+use ptth_proto::time::Instant;
+use ptth_proto::wire::head::Head;
+
+struct Peer {
+    conn: Conn,
+    head: Head,
+    input: Vec<u8>,
+    /// On the way to the other one.
+    out: Vec<u8>,
+    said: Vec<Vec<u8>>,
+    heard: Vec<Vec<u8>>,
+    failed: bool,
+    /// It answered what it was not asked, which the other one need not take.
+    rash: bool,
+    /// How much of a body with a length is still to be said.
+    left: Option<u64>,
+}
+
+impl Peer {
+    fn new(conn: Conn) -> Peer {
+        let (said, heard) = (Vec::new(), Vec::new());
+        Peer {
+            conn,
+            head: Head::default(),
+            input: Vec::new(),
+            out: Vec::new(),
+            said,
+            heard,
+            failed: false,
+            rash: false,
+            left: None,
+        }
+    }
+
+    /// Notes what was said, if it was allowed; what was not must have left no bytes.
+    fn says(&mut self, before: usize, done: Result<(), Error>, what: &[u8]) -> bool {
+        match done {
+            Ok(()) => push(&mut self.said, what),
+            Err(error) => {
+                assert!(matches!(error, Error::Local(_)), "{error:?} is nobody else's mistake");
+                assert_eq!(self.out.len(), before, "a refused call has written something");
+            }
+        }
+        done.is_ok()
+    }
+
+    /// A message that has a length is whole with its last byte: whoever drives a connection says its end with it.
+    fn end_if_whole(&mut self, now: Instant) {
+        if self.left == Some(0) {
+            self.left = None;
+            let before = self.out.len();
+            let done = self.conn.send_end(now, None, &mut self.out);
+            assert!(self.says(before, done, b"end"));
+        }
+    }
+}
+
+/// Each pair of bytes is a call or a delivery, the first byte says which and on which side. No order of them may panic or
+/// lead to anything but what was said.
+pub fn conn_ops(data: &[u8]) {
+    let config = Config::default();
+    let mut now = Instant::default();
+    let mut peers = [Peer::new(Conn::client(now)), Peer::new(Conn::server(now))];
+    for op in data.chunks_exact(2) {
+        let (which, what, arg) = (usize::from(op[0] & 1), op[0] >> 1, op[1]);
+        now = now + Duration::from_millis(u64::from(arg));
+        let [first, second] = &mut peers;
+        let (peer, other) = if which == 0 { (first, second) } else { (second, first) };
+        let before = peer.out.len();
+        let out = &mut peer.out;
+        let size = u64::from(arg >> 2);
+        let body = [Body::None, Body::Length(size), Body::Stream, Body::Length(0)][usize::from(arg & 3)];
+        let length = match body {
+            Body::None => Some(0),
+            Body::Length(n) => Some(n),
+            Body::Stream => None,
+        };
+        match what % 13 {
+            0 => {
+                let done = peer.conn.send_offer(now, out, (b"/", b"a.example"), Token::PTTH_1_0, |_| {});
+                peer.says(before, done, b"offer");
+            }
+            1 => {
+                let done = peer.conn.accept(now, out);
+                peer.says(before, done, b"turned");
+            }
+            2 => {
+                let method: &[u8] = [&b"GET"[..], b"HEAD", b"POST"][usize::from(arg) % 3];
+                let host = |writer: &mut ptth_proto::wire::head::FieldWriter<'_>| writer.field("Host", "a.example");
+                let done = peer.conn.send_request(now, out, (method, b"/"), body, host);
+                if peer.says(before, done, &[b"request ", method].concat()) {
+                    peer.left = length;
+                    peer.end_if_whole(now);
+                }
+            }
+            3 => {
+                let data = vec![arg; usize::from(arg >> 2)];
+                let done = peer.conn.send_data(now, &data, out);
+                if done.is_ok() && out.len() > before {
+                    peer.says(before, done, &[b"data ", &data[..]].concat());
+                    peer.left = peer.left.map(|left| left - data.len() as u64);
+                    peer.end_if_whole(now);
+                }
+            }
+            4 => {
+                let done = peer.conn.send_end(now, None, out);
+                peer.says(before, done, b"end");
+            }
+            5 => {
+                let status = [200, 204, 304, 404, 500, 200, 200, 200][usize::from(arg >> 5)];
+                let (asked, idle) = (peer.conn.is_speaking(), peer.conn.role().is_some());
+                let asked_for = peer.conn.asked();
+                let done = peer.conn.send_response(now, out, (status, b""), body, |_| {});
+                if peer.says(before, done, format!("response {status}").as_bytes()) {
+                    peer.rash |= !asked && idle;
+                    let bodiless = asked_for == Asked::Head || matches!(status, 204 | 304);
+                    peer.left = if bodiless { Some(0) } else { length };
+                    peer.end_if_whole(now);
+                }
+            }
+            6 => {
+                let done = peer.conn.send_informational(out, (103, b""), |_| {});
+                peer.says(before, done, b"informational 103");
+            }
+            7..=9 => {
+                let count = if what % 13 == 7 { usize::from(arg) } else { usize::MAX };
+                let count = peer.out.len().min(count);
+                other.input.extend(peer.out.drain(..count));
+                hear(other, now, &config, peer.rash);
+            }
+            10 => {
+                let deadline = peer.conn.deadline(&config.deadlines);
+                if let Some((at, wait)) = deadline {
+                    now = now.max(at);
+                    peer.conn.timeout(now, wait);
+                }
+            }
+            11 if arg > 250 => peer.conn.do_not_keep(),
+            11 => peer.conn.touch(now),
+            _ if arg > 250 && !peer.failed => {
+                let step = peer.conn.eof(now, peer.input.len());
+                note(peer, step.map(|event| event.map(|event| describe(&event, &Head::default()))), other.rash);
+            }
+            _ => {}
+        }
+        peers.iter().for_each(sound);
+        for (reader, writer) in [(0, 1), (1, 0)] {
+            let (heard, said) = (&peers[reader].heard, &peers[writer].said);
+            // An answer that crosses a HEAD on its way is misunderstood: nobody can know what it answers.
+            assert!(peers[writer].rash || is_start_of(heard, said), "heard {heard:?}\nsaid {said:?}");
+        }
+    }
+}
+
+/// What every state keeps to.
+fn sound(peer: &Peer) {
+    let conn = &peer.conn;
+    if conn.closing().is_some() {
+        assert!(conn.close_reason().is_some() && !conn.is_idle() && !conn.is_link());
+    }
+    if conn.is_idle() {
+        assert!(conn.role().is_some() && conn.wants_read() && !conn.is_speaking());
+    }
+}
+
+fn hear(peer: &mut Peer, now: Instant, config: &Config, rash: bool) {
+    while !peer.failed {
+        let step = peer.conn.recv(now, &peer.input, &mut peer.head, config);
+        let (used, event) = match step {
+            Ok((0, None)) => return,
+            Ok((used, event)) => (used, Ok(event.map(|event| describe(&event, &peer.head)))),
+            Err(error) => (0, Err(error)),
+        };
+        peer.input.drain(..used);
+        note(peer, event, rash);
+    }
+}
+
+fn note(peer: &mut Peer, event: Result<Option<Vec<u8>>, Error>, rash: bool) {
+    match event {
+        Ok(Some(event)) => push(&mut peer.heard, &event),
+        Ok(None) => {}
+        Err(error) => {
+            // Whoever calls in any order can close early and answer unasked, nothing else.
+            assert!(rash || error == Fault::EarlyEnd.into(), "{error:?}, after {:?}", peer.heard);
+            peer.failed = true;
+        }
+    }
+}
+
+fn describe(event: &Event<'_>, head: &Head) -> Vec<u8> {
+    match event {
+        Event::Request(_) => [b"request ", head.method()].concat(),
+        Event::Offer(_) => b"offer".to_vec(),
+        Event::Informational => format!("informational {}", head.status()).into_bytes(),
+        Event::Response(_) => format!("response {}", head.status()).into_bytes(),
+        Event::Turned => b"turned".to_vec(),
+        Event::Data(data) => [b"data ", *data].concat(),
+        Event::End { .. } => b"end".to_vec(),
+        Event::Closed => b"closed".to_vec(),
+    }
+}
+
+fn push(events: &mut Vec<Vec<u8>>, event: &[u8]) {
+    match (events.last_mut(), event.strip_prefix(b"data ")) {
+        (Some(last), Some(more)) if last.starts_with(b"data ") => last.extend_from_slice(more),
+        _ => events.push(event.to_vec()),
+    }
+}
+
+/// The end of the bytes is heard and not said.
+fn is_start_of(heard: &[Vec<u8>], said: &[Vec<u8>]) -> bool {
+    let heard = heard.strip_suffix(&[b"closed".to_vec()]).unwrap_or(heard);
+    let Some((last, before)) = heard.split_last() else { return true };
+    let Some(whole) = said.get(before.len()) else { return false };
+    said.starts_with(before) && (whole == last || last.starts_with(b"data ") && whole.starts_with(last))
+}

@@ -1,0 +1,147 @@
+//! The bodies of the fuzz targets with the bytes of all fixtures, and with what chance makes of them. A second or two;
+//! `PTTH_FUZZ=n` makes it n rounds, `PTTH_SEED=n` begins elsewhere.
+
+#[path = "../../proto/tests/common/mod.rs"]
+mod common;
+
+use std::env;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use crate::bytes::STARTS;
+use common::random::Random;
+use common::{Side, escape};
+
+type Target = (&'static str, fn(&[u8]));
+
+const TARGETS: [Target; 5] = [
+    ("head", crate::head),
+    ("chunk", crate::chunk),
+    ("upgrade", crate::upgrade),
+    ("conn_bytes", crate::conn_bytes),
+    ("conn_ops", crate::conn_ops),
+];
+
+/// Words that mean something to one reader or another.
+const WORDS: &[&[u8]] = &[
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"\r\n\r\n",
+    b"\n\n",
+    b" ",
+    b"\t",
+    b"\0",
+    b":",
+    b": ",
+    b",",
+    b";",
+    b"0",
+    b"0\r\n",
+    b"0\r\n\r\n",
+    b"5\r\nhello\r\n",
+    b"ffffffffffffffff",
+    b"HTTP/1.1",
+    b"HTTP/1.0",
+    b"HTTP/1.1 200 OK\r\n",
+    b"HTTP/1.1 101 \r\n",
+    b"HTTP/1.1 100 \r\n\r\n",
+    b"HTTP/1.1 204 \r\n\r\n",
+    b"GET / HTTP/1.1\r\n",
+    b"HEAD / HTTP/1.1\r\n",
+    b"POST / HTTP/1.0\r\n",
+    b"Host: a.example\r\n",
+    b"Content-Length: 5\r\n",
+    b"Content-Length: 0\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Connection: close\r\n",
+    b"Connection: keep-alive\r\n",
+    b"Connection: Upgrade\r\n",
+    b"Upgrade: PTTH/1.0\r\n",
+    b"User-Agent: Ruby\r\n",
+];
+
+#[test]
+fn every_fixture_and_what_chance_makes_of_it() {
+    let mut corpus: Vec<Vec<u8>> = vec![Vec::new()];
+    for folder in ["transcripts", "refuse"] {
+        for transcript in common::load(folder) {
+            corpus.extend([Side::Dialling, Side::Listening].map(|side| transcript.bytes_of(side)));
+        }
+    }
+    corpus.retain(|bytes| bytes.len() < 20_000);
+    for input in &corpus {
+        for target in TARGETS {
+            try_one(target, input);
+        }
+        for start in 0..STARTS {
+            try_one(TARGETS[3], &[&[start, 1, 2], &input[..]].concat());
+        }
+    }
+
+    let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let mut random = Random::new(number("PTTH_SEED").unwrap_or(1));
+    for _ in 0..number("PTTH_FUZZ").unwrap_or(30_000) {
+        for target in TARGETS {
+            let input = match target.0 {
+                "conn_ops" => {
+                    let length = random.below(200);
+                    operations(&mut random, length)
+                }
+                "conn_bytes" => [random.bytes(3), mutated(&corpus, &mut random)].concat(),
+                _ => mutated(&corpus, &mut random),
+            };
+            try_one(target, &input);
+        }
+    }
+}
+
+/// Says which bytes broke a promise.
+#[allow(clippy::print_stderr, reason = "only when a test fails, and there it belongs")]
+fn try_one((name, target): Target, input: &[u8]) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| target(input))) {
+        eprintln!("{name}: {}", escape(input));
+        resume_unwind(panic);
+    }
+}
+
+/// A fixture with some of its bytes changed, cut out, doubled, or replaced by those of another one.
+fn mutated(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+    let mut bytes = corpus[random.below(corpus.len())].clone();
+    for _ in 0..1 + random.below(4) {
+        let at = random.below(bytes.len() + 1);
+        let end = at + random.below(bytes.len() + 1 - at).min(random.below(60));
+        match random.below(6) {
+            0 if at < bytes.len() => bytes[at] = random.bytes(1)[0],
+            1 => drop(bytes.drain(at..end)),
+            2 => {
+                let again = bytes[at..end].to_vec();
+                bytes.splice(at..at, again);
+            }
+            3 => {
+                let other = &corpus[random.below(corpus.len())];
+                let from = random.below(other.len() + 1);
+                bytes.splice(at..end, other[from..].iter().copied().take(400));
+            }
+            _ => drop(bytes.splice(at..end, WORDS[random.below(WORDS.len())].iter().copied())),
+        }
+    }
+    bytes.truncate(20_000);
+    bytes
+}
+
+/// Operations that lead further than those by mere chance: often what was said is also delivered.
+fn operations(random: &mut Random, length: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // Half of the time the connection is turned first.
+    if random.once_in(2) {
+        bytes.extend([0, 0, 8 << 1, 0, 1 << 1 | 1, 0, 8 << 1 | 1, 0]);
+    }
+    for _ in 0..length {
+        let side = random.below(2) as u8;
+        bytes.extend([(random.below(13) as u8) << 1 | side, random.bytes(1)[0]]);
+        if random.once_in(2) {
+            bytes.extend([8 << 1 | side, 0]);
+        }
+    }
+    bytes
+}
