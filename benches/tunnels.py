@@ -292,7 +292,8 @@ def nginx(folder, port, http_block):
     folder.mkdir(exist_ok=True)
     # Started by root, its worker would be somebody else, who may not read our folder.
     user = "user root;" if os.geteuid() == 0 else ""
-    scratch = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    scratch = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
     config = folder / "nginx.conf"
     config.write_text(f"""daemon off; {user} worker_processes 1; worker_rlimit_nofile 16384;
 pid {folder}/pid; error_log stderr error;
@@ -375,7 +376,7 @@ def wrk(port, shape, seconds):
     latency = {p: re.search(rf"(?m)^\s+{p}%\s+(\S+)", out) for p in ("50", "99")}
     if not total or not all(latency.values()):
         raise Trouble(f"wrk said: {out}")
-    # "Socket errors: connect 0, read 0, write 0, timeout 0" and "Non-2xx or 3xx responses: 0", each only when it happened.
+    # "Socket errors: connect 0, read 0, write 0, timeout 0" and "Non-2xx or 3xx responses: 0", each only if it happened.
     errors = re.findall(r"\d+", "".join(re.findall(r"Socket errors:(.*)", out)))
     refused = re.findall(r"Non-2xx or 3xx responses: (\d+)", out)
     return {
@@ -436,8 +437,11 @@ def table(results):
     columns = [c for c in COLUMNS if any(getattr(sample, c[1]) is not None for sample in results.values())]
     yield ["system", *(title for title, _, _ in columns)]
     for name, sample in results.items():
-        values = ((form, getattr(sample, field), name == "origin" and field in TUNNEL_ONLY) for _, field, form in columns)
-        yield [TITLES[name], *("" if absent or value is None else form.format(value) for form, value, absent in values)]
+        cells = [TITLES[name]]
+        for _, field, form in columns:
+            value = None if name == "origin" and field in TUNNEL_ONLY else getattr(sample, field)
+            cells.append("" if value is None else form.format(value))
+        yield cells
 
 
 def ratios(results):
@@ -446,8 +450,8 @@ def ratios(results):
         if rival not in results or "ours" not in results:
             continue
         mine, theirs = vars(results["ours"]), vars(results[rival])
-        divided = [(title, field) for title, field, _ in COLUMNS if field not in DOUBTS and mine[field] and theirs[field]]
-        parts = [f"{title} × {mine[field] / theirs[field]:.2f}" for title, field in divided]
+        fair = [(title, field) for title, field, _ in COLUMNS if field not in DOUBTS and mine[field] and theirs[field]]
+        parts = [f"{title} × {mine[field] / theirs[field]:.2f}" for title, field in fair]
         yield f"ours to {rival}: " + ", ".join(parts)
 
 
@@ -475,9 +479,9 @@ def report(measured, options):
     yield f"Where: one machine of {os.cpu_count()} cores, Linux {platform.release().split('-')[0]}, loopback."
     yield f"How: medians of {options.rounds} rounds of {options.secs} s, the systems in turn within each round."
     yield ""
-    yield "CPU time and memory are those of the tunnel's processes, both ends together. Errors (broken connections, timeouts,"
-    yield "answers other than 2xx and 3xx) are summed. *Others* is what programs beside tunnel, origin and load generator took"
-    yield "of the machine's CPU time meanwhile."
+    yield "CPU time and memory are those of the tunnel's processes, both ends together. Errors (broken connections,"
+    yield "timeouts, answers other than 2xx and 3xx) are summed. *Others* is what programs beside tunnel, origin and load"
+    yield "generator took of the machine's CPU time meanwhile."
     yield ""
     yield "Versions: " + ", ".join(versions()) + "."
     for shape, results in measured:
@@ -502,14 +506,14 @@ def report(measured, options):
 
 
 def versions():
-    asked = [["nginx", "-v"], ["wrk", "-v"], ["curl", "-V"], ["bore", "-V"], ["rathole", "-V"], [RELEASE / "ptth-relay", "-V"]]
-    for command in asked:
+    flags = {"nginx": "-v", "wrk": "-v", "curl": "-V", "bore": "-V", "rathole": "-V", RELEASE / "ptth-relay": "-V"}
+    for program, flag in flags.items():
         try:
-            out = subprocess.run(command, capture_output=True, text=True)
+            out = subprocess.run([program, flag], capture_output=True, text=True)
         except OSError:
             continue
         found = re.search(r"\d+(\.\d+)+", out.stdout + out.stderr)
-        yield f"{pathlib.Path(command[0]).name} {found[0] if found else '?'}"
+        yield f"{pathlib.Path(program).name} {found[0] if found else '?'}"
 
 
 def commands():

@@ -95,7 +95,9 @@ pub fn relay(cli: &Relay) -> Result<relay::Settings, String> {
         return Err(format!("--domain {}: it is a host name, such as tunnels.example.org", cli.domain));
     }
     let trusted = cli.trust_forwarded.iter().map(|text| network(text)).collect::<Result<Vec<_>, _>>()?;
-    Ok(relay::Settings { listen, domain, trusted, config: config(&cli.common)?, access_log: access_log(&cli.common)? })
+    let workers = usize::from(cli.workers);
+    let access_logs = (0..workers).map(|_| access_log(&cli.common)).collect::<Result<Vec<_>, _>>()?;
+    Ok(relay::Settings { listen, domain, workers, trusted, config: config(&cli.common)?, access_logs })
 }
 
 fn listen(text: &str) -> Result<SocketAddr, String> {
@@ -128,10 +130,11 @@ pub fn reverse(cli: &Reverse) -> Result<(agent::Settings, Option<relay::Settings
         None => Some(relay::Settings {
             listen: vec![listen(OWN_RELAY)?],
             domain: "localhost".into(),
+            workers: 1,
             trusted: Vec::new(),
             config: config(&cli.common)?,
             // The agent writes the same lines.
-            access_log: AccessLog::none(),
+            access_logs: vec![AccessLog::none()],
         }),
     };
     let host_header = match &cli.host_header {

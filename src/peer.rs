@@ -2,6 +2,7 @@
 
 use std::io;
 
+use mio::Registry;
 use ptth_proto::conn::{Closing, Config, Conn};
 use ptth_proto::limits::{Deadlines, Wait};
 use ptth_proto::time::Instant;
@@ -124,6 +125,19 @@ impl Peer {
     /// Whether it is of any use still: neither dropped nor closing nor left by its peer.
     pub fn is_alive(&self) -> bool {
         self.life != Life::Dead && self.conn.closing().is_none() && !self.has_hung_up()
+    }
+
+    /// Leaves its loop for another one: nothing that was arranged with the old one holds.
+    pub(crate) fn leave(&mut self, registry: &Registry) {
+        // It can only fail when the socket was never in there, which is what is wanted.
+        let _ = self.transport.deregister(registry);
+        self.armed = None;
+        self.touched = false;
+        self.wait = None;
+        self.fed = false;
+        // The new loop's poll says it again if it is not so.
+        self.readable = true;
+        self.writable = true;
     }
 
     pub(crate) fn is_dead(&self) -> bool {

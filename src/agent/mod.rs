@@ -521,7 +521,7 @@ impl Side for Agent {
     }
 
     fn message(&mut self, core: &mut Core, message: Message, orders: &mut Vec<Order>) {
-        let Message::Resolved(id, found) = message;
+        let Message::Resolved(id, found) = message else { return };
         if id == LOOK_UP_RELAY {
             self.links.looked_up();
             match (found, self.links.wanted()) {

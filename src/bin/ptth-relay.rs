@@ -22,10 +22,9 @@ fn run(cli: &Relay) -> Result<u8, String> {
     let settings = config::relay(cli)?;
     config::raise_file_limit();
     let domain = settings.domain.clone();
-    let (mut reactor, addresses) = relay::start(settings)?;
-    reactor.handle_signals().map_err(|error| format!("signals can't be handled: {error}"))?;
+    let (reactors, addresses) = relay::start(settings)?;
     for address in addresses {
         ::log::info!("listening on http://{address}, tunnels are http://NAME.{domain}:{}/", address.port());
     }
-    reactor.run().map_err(|error| format!("the event loop failed: {error}"))
+    relay::run(reactors)
 }

@@ -35,16 +35,15 @@ fn run(cli: &Reverse) -> Result<u8, String> {
 
 /// A relay of one's own, on a thread of this process: one command shows the whole thing.
 fn start_relay(settings: relay::Settings) -> Result<thread::JoinHandle<()>, String> {
-    let (mut reactor, _) = relay::start(settings).map_err(|error| {
+    let (reactors, _) = relay::start(settings).map_err(|error| {
+        let at = config::OWN_RELAY;
         format!(
-            "no --via was given, and no relay can be started here: {error} (is one running? then --via http://{})",
-            config::OWN_RELAY
+            "no --via was given, and no relay can be started here: {error} (is one running? then --via http://{at})"
         )
     })?;
-    reactor.handle_signals().map_err(|error| format!("signals can't be handled: {error}"))?;
     let run = move || {
-        if let Err(error) = reactor.run() {
-            ::log::error!("the relay's event loop failed: {error}");
+        if let Err(error) = relay::run(reactors) {
+            ::log::error!("{error}");
         }
     };
     thread::Builder::new().name("relay".into()).spawn(run).map_err(|error| format!("no thread for the relay: {error}"))

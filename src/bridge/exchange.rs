@@ -53,6 +53,8 @@ pub struct Exchange {
     pub cut: usize,
     /// Addresses of the upstream that were dialled for it.
     pub dialled: usize,
+    /// Loops that it was handed on by.
+    pub hops: usize,
     /// What the last back failed of, if any did.
     pub failure: Option<Answer>,
     /// The response's status; 0 before it.
@@ -111,6 +113,7 @@ impl Exchanges {
             tunnel: NO_KEY,
             cut: 0,
             dialled: 0,
+            hops: 0,
             failure: None,
             status: 0,
             code: None,
@@ -118,11 +121,22 @@ impl Exchanges {
             bytes_out: 0,
             marked: false,
         };
-        let id = self.free.pop().unwrap_or_else(|| {
+        let id = self.place();
+        (id, self.slots[id].insert(exchange))
+    }
+
+    /// Takes one in that was begun elsewhere.
+    pub fn insert(&mut self, exchange: Exchange) -> usize {
+        let id = self.place();
+        self.slots[id] = Some(exchange);
+        id
+    }
+
+    fn place(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
-        });
-        (id, self.slots[id].insert(exchange))
+        })
     }
 
     /// One that is under way.

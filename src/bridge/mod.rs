@@ -21,8 +21,8 @@ use ptth_proto::wire::head::{FieldWriter, Head, Version, is_idempotent};
 
 use crate::answer::{Answer, Code, code_of, wants_json};
 use crate::log::{AccessLog, Line};
-use crate::peer::{Peer, Seat};
-use crate::reactor::{App, Core, Loss, Message};
+use crate::peer::{NO_KEY, Peer, Seat};
+use crate::reactor::{App, Core, Loss, Mailbox, Message};
 use exchange::{Exchange, Exchanges, Stage};
 
 /// Where a request goes.
@@ -32,6 +32,8 @@ pub enum Assign {
     Back(Token),
     /// To one that the side will name later, by [`Order::Attach`] or [`Order::Assign`].
     Later,
+    /// To another loop, which has what it needs; the front goes with it.
+    Elsewhere(Mailbox),
     /// Nowhere.
     Refuse(Answer),
 }
@@ -43,6 +45,8 @@ pub enum Order {
     Attach(usize, Token),
     /// Ask again where this exchange goes.
     Assign(usize),
+    /// This exchange goes to another loop.
+    HandOver(usize, Mailbox),
     /// This exchange gets this answer.
     Answer(usize, Answer),
     /// This front is an ordinary one from now on: listen to it.
@@ -271,7 +275,35 @@ impl<S: Side> Bridge<S> {
         match self.side.assign(core, id, exchange) {
             Assign::Back(back) => self.attach(core, id, back),
             Assign::Later => {}
+            Assign::Elsewhere(mailbox) => self.hand_over(core, id, &mailbox),
             Assign::Refuse(answer) => self.answer(core, id, answer),
+        }
+    }
+
+    /// Sends an exchange that nobody has heard of yet to another loop, its front with it.
+    fn hand_over(&mut self, core: &mut Core, id: usize, mailbox: &Mailbox) {
+        let Some(mut exchange) = self.exchanges.end(id) else { return };
+        let Some(front) = core.detach(exchange.front) else { return };
+        exchange.hops += 1;
+        exchange.tunnel = NO_KEY;
+        mailbox.send(Message::Handed(front, Box::new(exchange)));
+    }
+
+    /// Takes over such an exchange.
+    fn take_over(&mut self, core: &mut Core, front: Box<Peer>, mut exchange: Exchange) {
+        let Ok(token) = core.adopt(front) else {
+            exchange.code = Some(Code::INTERNAL.name);
+            return self.write_line(core, &exchange);
+        };
+        exchange.front = token;
+        exchange.marked = false;
+        let id = self.exchanges.insert(exchange);
+        if let Some(peer) = core.peer(token) {
+            peer.seat = Seat::Exchange(id);
+        }
+        match self.running {
+            Running::Yes => self.assign(core, id),
+            _ => self.answer(core, id, stopping()),
         }
     }
 
@@ -508,6 +540,7 @@ impl<S: Side> Bridge<S> {
             match order {
                 Order::Attach(id, back) => self.attach(core, id, back),
                 Order::Assign(id) => self.assign(core, id),
+                Order::HandOver(id, mailbox) => self.hand_over(core, id, &mailbox),
                 Order::Answer(id, answer) => self.answer(core, id, answer),
                 Order::Listen(token) => self.listen(core, token),
             }
@@ -595,7 +628,13 @@ impl<S: Side> App for Bridge<S> {
     }
 
     fn message(&mut self, core: &mut Core, message: Message) {
-        self.side.message(core, message, &mut self.orders);
+        match message {
+            Message::Handed(peer, parcel) => match parcel.downcast::<Exchange>() {
+                Ok(exchange) => self.take_over(core, peer, *exchange),
+                Err(parcel) => self.side.message(core, Message::Handed(peer, parcel), &mut self.orders),
+            },
+            message => self.side.message(core, message, &mut self.orders),
+        }
     }
 
     fn stop(&mut self, core: &mut Core) {

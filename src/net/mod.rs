@@ -10,8 +10,28 @@ use std::path::Path;
 use std::time::Duration;
 
 use mio::event::Source;
-use mio::net::{TcpStream, UnixStream};
+use mio::net::{TcpListener, TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
+
+/// Connections that may wait to be accepted: the most that Linux allows by itself.
+const BACKLOG: i32 = 4096;
+
+/// Listens on an address. `shared`: several loops do, and the system deals the connections out among them.
+///
+/// # Errors
+/// When the address can't be had.
+pub fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    // A relay that was restarted must not wait for its old connections to be forgotten.
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(TcpListener::from_std(socket.into()))
+}
 
 /// What carries a connection's bytes.
 #[derive(Debug)]

@@ -15,11 +15,12 @@ pub mod signal;
 pub mod slots;
 pub mod timers;
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use mio::net::TcpListener;
@@ -31,7 +32,7 @@ use ptth_proto::wire::head::Head;
 
 use crate::net::addr::{Place, Remote};
 use crate::net::buf::Pool;
-use crate::net::{Transport, resolve};
+use crate::net::{self, Transport, resolve};
 use crate::peer::Peer;
 use signal::Signals;
 use slots::Slots;
@@ -66,6 +67,25 @@ pub enum Loss {
 pub enum Message {
     /// A look-up that [`Core::look_up`] began.
     Resolved(usize, io::Result<Vec<SocketAddr>>),
+    /// A peer from another loop, taken out there by [`Core::detach`], and what the app there has to say of it.
+    Handed(Box<Peer>, Box<dyn Any + Send>),
+    /// A word from the app on another loop.
+    Word(Box<dyn Any + Send>),
+}
+
+/// Where a loop can be told news, from any thread.
+#[derive(Clone, Debug)]
+pub struct Mailbox {
+    sender: Sender<Message>,
+    waker: Arc<Waker>,
+}
+
+impl Mailbox {
+    /// Leaves a message and wakes the loop. A loop that has ended needs no news.
+    pub fn send(&self, message: Message) {
+        let _ = self.sender.send(message);
+        let _ = self.waker.wake();
+    }
 }
 
 /// What runs on the loop.
@@ -133,8 +153,7 @@ pub struct Core {
     touched: Vec<Token>,
     /// Peers to drop.
     dead: Vec<Token>,
-    sender: Sender<Message>,
-    waker: Arc<Waker>,
+    mailbox: Mailbox,
 }
 
 /// Whether the door is open.
@@ -148,12 +167,12 @@ enum Accept {
 }
 
 impl Core {
-    /// Listens on an address. Gives where that is: the system chooses for port 0.
+    /// Listens on an address, alone or shared with other loops. Gives where that is: the system chooses for port 0.
     ///
     /// # Errors
     /// When the address can't be had.
-    pub fn listen(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
-        let mut socket = TcpListener::bind(address)?;
+    pub fn listen(&mut self, address: SocketAddr, shared: bool) -> io::Result<SocketAddr> {
+        let mut socket = net::listen(address, shared)?;
         let at = socket.local_addr()?;
         self.registry.register(&mut socket, Token(LISTENERS + self.listeners.len()), Interest::READABLE)?;
         self.listeners.push(Listener { socket, ready: false });
@@ -258,12 +277,32 @@ impl Core {
     /// When the place is not a name, or no thread can be had.
     pub fn look_up(&self, place: &Place, id: usize) -> io::Result<()> {
         let Place::Host(host, port) = place else { return Err(io::ErrorKind::InvalidInput.into()) };
-        let (sender, waker) = (self.sender.clone(), Arc::clone(&self.waker));
-        resolve::look_up(host.clone(), *port, move |found| {
-            // Nobody listens any more when the loop has ended: then there is nothing to be told.
-            let _ = sender.send(Message::Resolved(id, found));
-            let _ = waker.wake();
-        })
+        let mailbox = self.mailbox();
+        resolve::look_up(host.clone(), *port, move |found| mailbox.send(Message::Resolved(id, found)))
+    }
+
+    /// Where this loop can be told news.
+    pub fn mailbox(&self) -> Mailbox {
+        self.mailbox.clone()
+    }
+
+    /// Takes a peer out of this loop, to be handed to another one. Its token is stale from now on.
+    pub fn detach(&mut self, token: Token) -> Option<Box<Peer>> {
+        let mut peer = self.peers.remove(token)?;
+        self.stale_timers += usize::from(peer.armed.is_some());
+        peer.leave(&self.registry);
+        Some(Box::new(peer))
+    }
+
+    /// Takes a peer in that was detached from another loop.
+    ///
+    /// # Errors
+    /// When the system won't watch it.
+    pub fn adopt(&mut self, mut peer: Box<Peer>) -> io::Result<Token> {
+        peer.transport().register(&self.registry, self.peers.next_token())?;
+        let token = self.peers.insert(*peer);
+        self.step_again(token);
+        Ok(token)
     }
 
     /// The time of day.
@@ -283,7 +322,6 @@ pub struct Reactor<A> {
     events: Events,
     inbox: Receiver<Message>,
     signals: Option<Signals>,
-    started: std::time::Instant,
 }
 
 impl<A: App> Reactor<A> {
@@ -298,7 +336,7 @@ impl<A: App> Reactor<A> {
         let waker = Arc::new(Waker::new(&registry, WAKER)?);
         let core = Core {
             config,
-            now: Instant::default(),
+            now: clock(),
             head: Head::default(),
             pool: Pool::default(),
             peers: Slots::default(),
@@ -312,11 +350,9 @@ impl<A: App> Reactor<A> {
             steps: VecDeque::new(),
             touched: Vec::new(),
             dead: Vec::new(),
-            sender,
-            waker,
+            mailbox: Mailbox { sender, waker },
         };
-        let started = clock();
-        Ok(Reactor { core, app, poll, events: Events::with_capacity(EVENTS), inbox, signals: None, started })
+        Ok(Reactor { core, app, poll, events: Events::with_capacity(EVENTS), inbox, signals: None })
     }
 
     /// Stops in an orderly way at SIGINT and SIGTERM.
@@ -361,13 +397,13 @@ impl<A: App> Reactor<A> {
         } else {
             self.app.rest(core);
             // mio rounds up to whole milliseconds, so that a deadline is not waited for in a circle.
-            core.timers.next().map(|at| at.since(now_of(self.started)))
+            core.timers.next().map(|at| at.since(clock()))
         };
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             done => done?,
         }
-        self.core.now = now_of(self.started);
+        self.core.now = clock();
         Ok(())
     }
 
@@ -588,13 +624,12 @@ impl Core {
     }
 }
 
-/// The one place that reads the monotonic clock.
+/// The one place that reads the monotonic clock. All loops of the process count from the same start, so that a peer can go from
+/// one to another with what it waits for.
 #[allow(clippy::disallowed_methods, reason = "this is the place that all others ask")]
-fn clock() -> std::time::Instant {
-    std::time::Instant::now()
-}
-
-fn now_of(started: std::time::Instant) -> Instant {
-    let elapsed = clock().saturating_duration_since(started);
+fn clock() -> Instant {
+    static START: OnceLock<std::time::Instant> = OnceLock::new();
+    let now = std::time::Instant::now();
+    let elapsed = now.saturating_duration_since(*START.get_or_init(|| now));
     Instant::from_micros(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX))
 }

@@ -3,11 +3,14 @@
 
 pub mod registry;
 pub mod route;
+pub mod workers;
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -22,10 +25,13 @@ use crate::answer::{Answer, Code};
 use crate::bridge::exchange::Exchange;
 use crate::bridge::{Assign, BackFault, Bridge, Order, Side, is_http10};
 use crate::log::AccessLog;
+use crate::net;
 use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat};
 use crate::reactor::{Core, Loss, Message, Reactor};
 use registry::{Registry, Taken};
+use route::TunnelName;
+use workers::{Directory, Word, Workers};
 
 /// What a relay is told.
 #[derive(Debug)]
@@ -34,17 +40,23 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// The domain whose names are tunnels, in lower case.
     pub domain: String,
+    /// Event loops, each on a thread of its own.
+    pub workers: usize,
     /// Peers whose forwarding fields are believed.
     pub trusted: Vec<IpNet>,
     /// Limits and deadlines.
     pub config: Config,
-    /// One line for each exchange.
-    pub access_log: AccessLog,
+    /// One line for each exchange, for each worker.
+    pub access_logs: Vec<AccessLog>,
 }
 
 /// A tunnel whose last link is gone is only said to be down after a moment: agents that serve one request for each
 /// connection, and links that are replaced, come back at once.
 const DOWN_AFTER: Duration = Duration::from_secs(2);
+
+/// Workers that may hand a request on before it waits where it is: two that each believe that the other has a link must not
+/// play ball with it.
+const MOST_HOPS: usize = 2;
 
 /// The relay's side of the bridge.
 #[derive(Debug)]
@@ -52,23 +64,77 @@ pub struct Relay {
     domain: String,
     trusted: Vec<IpNet>,
     tunnels: Registry,
+    workers: Workers,
 }
 
-/// Starts to listen. Gives the loop to be run, and where it listens.
+/// One event loop of a relay.
+pub type Worker = Reactor<Bridge<Relay>>;
+
+/// Starts to listen. Gives the loops to be run, each on its own thread, and where they listen.
 ///
 /// # Errors
 /// In one sentence for the person who started it.
-pub fn start(settings: Settings) -> Result<(Reactor<Bridge<Relay>>, Vec<SocketAddr>), String> {
-    let Settings { listen, domain, trusted, config, access_log } = settings;
-    let tunnels = Registry::new(config.limits.tunnels, config.limits.links);
-    let relay = Relay { domain, trusted, tunnels };
-    let mut reactor =
-        Reactor::new(Bridge::new(relay, access_log), config).map_err(|error| format!("no event loop: {error}"))?;
+pub fn start(settings: Settings) -> Result<(Vec<Worker>, Vec<SocketAddr>), String> {
+    let Settings { listen, domain, workers, trusted, config, access_logs } = settings;
+    let directory = Arc::new(Directory::default());
+    let mut reactors = Vec::new();
+    for (me, access_log) in access_logs.into_iter().enumerate().take(workers) {
+        let relay = Relay {
+            domain: domain.clone(),
+            trusted: trusted.clone(),
+            tunnels: Registry::new(config.limits.tunnels, config.limits.links),
+            workers: Workers::new(Arc::clone(&directory), me),
+        };
+        let reactor = Reactor::new(Bridge::new(relay, access_log), config.clone());
+        reactors.push(reactor.map_err(|error| format!("no event loop: {error}"))?);
+    }
+    Workers::introduce(&directory, reactors.iter().map(|reactor| reactor.core.mailbox()).collect());
     let mut at = Vec::new();
     for address in listen {
-        at.push(reactor.core.listen(address).map_err(|error| cannot_listen(address, &error))?);
+        at.push(listen_on(&mut reactors, address).map_err(|error| cannot_listen(address, &error))?);
     }
-    Ok((reactor, at))
+    Ok((reactors, at))
+}
+
+/// Runs the loops until the process is told to stop: the first on this thread, each other one on its own. Gives what the
+/// process is to exit with.
+///
+/// # Errors
+/// In one sentence for the person who started it.
+pub fn run(mut reactors: Vec<Worker>) -> Result<u8, String> {
+    for reactor in &mut reactors {
+        reactor.handle_signals().map_err(|error| format!("signals can't be handled: {error}"))?;
+    }
+    let failed = |error: io::Error| format!("the event loop failed: {error}");
+    let mut reactors = reactors.into_iter();
+    let first = reactors.next();
+    let others = reactors
+        .map(|mut reactor| {
+            let spawned = thread::Builder::new().name("worker".into()).spawn(move || reactor.run());
+            spawned.map_err(|error| format!("no thread for a worker: {error}"))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let code = first.map_or(Ok(0), |mut reactor| reactor.run()).map_err(failed)?;
+    for other in others {
+        match other.join() {
+            Ok(done) => done.map_err(failed)?,
+            Err(_) => return Err("a worker has panicked".into()),
+        };
+    }
+    Ok(code)
+}
+
+/// Listens with all workers on one address.
+fn listen_on(reactors: &mut [Worker], address: SocketAddr) -> io::Result<SocketAddr> {
+    if let [only] = reactors {
+        return only.core.listen(address, false);
+    }
+    // A port that is shared can be shared with another process, unnoticed: so first see whether it can be had alone.
+    let mut at = net::listen(address, false)?.local_addr()?;
+    for reactor in reactors {
+        at = reactor.core.listen(at, true)?;
+    }
+    Ok(at)
 }
 
 fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
@@ -98,6 +164,13 @@ impl Side for Relay {
         if let Some(link) = self.tunnels.take_idle(tunnel, |link| is_free(core, link)) {
             return Assign::Back(link);
         }
+        if self.workers.are_several()
+            && self.tunnels.links(tunnel) == 0
+            && exchange.hops < MOST_HOPS
+            && let Some(mailbox) = self.workers.who_has(self.tunnels.name(tunnel))
+        {
+            return Assign::Elsewhere(mailbox);
+        }
         if self.tunnels.waiting(tunnel) >= core.config.limits.waiting {
             let name = self.tunnels.name(tunnel);
             let text = format!("Too many requests wait for a link of the tunnel `{name}` already; try again later.");
@@ -109,12 +182,18 @@ impl Side for Relay {
         }
         core.step_again(exchange.front);
         self.tunnels.wait(tunnel, id);
+        if self.workers.are_several() {
+            self.workers.waits(self.tunnels.name(tunnel));
+        }
         Assign::Later
     }
 
     fn forget(&mut self, id: usize, exchange: &Exchange) {
         if exchange.tunnel != NO_KEY {
-            self.tunnels.forget(exchange.tunnel, id);
+            if self.tunnels.forget(exchange.tunnel, id) {
+                self.waits_no_more(exchange.tunnel);
+            }
+            self.tunnels.drop_unused(exchange.tunnel);
         }
     }
 
@@ -136,29 +215,16 @@ impl Side for Relay {
             let text = "This relay has as many tunnels as it may have.";
             return Some(Answer::new(Code::TOO_MANY_TUNNELS, text));
         };
-        let now = core.now;
-        let keep_alive = core.config.deadlines.keepalive;
-        let peer = core.tell(token)?;
-        if let Err(error) = peer.conn.accept(now, peer.output.vec()) {
-            log::error!("an offer could not be answered: {error}");
-            core.drop_peer(token);
+        let to = self.workers.deal(name.as_str());
+        if to != self.workers.me()
+            && let Some(mailbox) = self.workers.mailbox(to)
+            && let Some(peer) = core.detach(token)
+        {
+            self.tunnels.drop_unused(tunnel);
+            mailbox.send(Message::Handed(peer, Box::new(name)));
             return None;
         }
-        peer.transport().keep_alive(keep_alive);
-        peer.seat = Seat::Own;
-        peer.key = tunnel;
-        let (remote, idle) = (peer.remote, peer.conn.is_idle());
-        match self.tunnels.add_link(tunnel) {
-            Taken::First => log::info!("tunnel `{name}` is up: an agent has connected from {remote}"),
-            Taken::More => log::debug!("tunnel `{name}`: another link, from {remote}"),
-            Taken::InPlaceOf(old) => {
-                log::info!("tunnel `{name}` has as many links as it may have: its oldest idle one is closed");
-                core.drop_peer(old);
-            }
-        }
-        if idle {
-            self.link_is_idle(tunnel, token, orders);
-        }
+        self.take_link(core, token, tunnel, orders);
         None
     }
 
@@ -196,6 +262,7 @@ impl Side for Relay {
         if peer.key == NO_KEY {
             return;
         }
+        self.workers.link_gone(self.tunnels.name(peer.key));
         if self.tunnels.remove_link(peer.key, |link| is_free(core, link)) {
             core.set_timer(DOWN_AFTER, peer.key);
         }
@@ -289,12 +356,28 @@ impl Side for Relay {
 
     /// The timers are those of tunnels without a link.
     fn timer(&mut self, _: &mut Core, key: usize, _: &mut Vec<Order>) {
-        if let Some(name) = self.tunnels.settle_down(key) {
+        if let Some(name) = self.tunnels.settle_down(key)
+            && self.workers.links(&name) == 0
+        {
             log::info!("tunnel `{name}` is down: no agent is connected");
         }
     }
 
-    fn message(&mut self, _: &mut Core, _: Message, _: &mut Vec<Order>) {}
+    fn message(&mut self, core: &mut Core, message: Message, orders: &mut Vec<Order>) {
+        match message {
+            Message::Handed(peer, parcel) => {
+                if let Ok(name) = parcel.downcast::<TunnelName>() {
+                    self.link_dealt(core, peer, &name, orders);
+                }
+            }
+            Message::Word(word) => {
+                if let Ok(word) = word.downcast::<Word>() {
+                    self.word(core, *word, orders);
+                }
+            }
+            Message::Resolved(..) => {}
+        }
+    }
 
     fn stop(&mut self, core: &mut Core) {
         let links: Vec<Token> =
@@ -310,11 +393,92 @@ impl Side for Relay {
 }
 
 impl Relay {
-    /// Gives an idle link to the request that has waited longest, or parks it.
+    /// Takes an agent's connection as a link.
+    fn take_link(&mut self, core: &mut Core, token: Token, tunnel: usize, orders: &mut Vec<Order>) {
+        let now = core.now;
+        let keep_alive = core.config.deadlines.keepalive;
+        let Some(peer) = core.tell(token) else { return };
+        peer.seat = Seat::Own;
+        peer.key = tunnel;
+        let taken = self.tunnels.add_link(tunnel);
+        let name = self.tunnels.name(tunnel);
+        if let Err(error) = peer.conn.accept(now, peer.output.vec()) {
+            log::error!("an offer could not be answered: {error}");
+            return core.drop_peer(token);
+        }
+        peer.transport().keep_alive(keep_alive);
+        let (remote, idle) = (peer.remote, peer.conn.is_idle());
+        match taken {
+            Taken::First if self.workers.links(name) <= 1 => {
+                log::info!("tunnel `{name}` is up: an agent has connected from {remote}")
+            }
+            Taken::First | Taken::More => log::debug!("tunnel `{name}`: another link, from {remote}"),
+            Taken::InPlaceOf(old) => {
+                log::info!("tunnel `{name}` has as many links as it may have: its oldest idle one is closed");
+                core.drop_peer(old);
+            }
+        }
+        if idle {
+            self.link_is_idle(tunnel, token, orders);
+        }
+    }
+
+    /// Takes a link that registered with another worker and was dealt to this one.
+    fn link_dealt(&mut self, core: &mut Core, peer: Box<Peer>, name: &TunnelName, orders: &mut Vec<Order>) {
+        let tunnel = self.tunnels.find_or_make(name.as_str());
+        match (tunnel, core.adopt(peer)) {
+            (Some(tunnel), Ok(token)) => self.take_link(core, token, tunnel, orders),
+            (_, token) => {
+                self.workers.link_gone(name.as_str());
+                if let Ok(token) = token {
+                    core.drop_peer(token);
+                }
+            }
+        }
+    }
+
+    /// Gives an idle link to the request that has waited longest, here or on another worker, or parks it.
     fn link_is_idle(&mut self, tunnel: usize, link: Token, orders: &mut Vec<Order>) {
         match self.tunnels.next_waiting(tunnel) {
-            Some(id) => orders.push(Order::Attach(id, link)),
-            None => self.tunnels.park(tunnel, link),
+            Some(id) => {
+                self.waits_no_more(tunnel);
+                orders.push(Order::Attach(id, link));
+            }
+            None => {
+                self.tunnels.park(tunnel, link);
+                if self.workers.are_several() {
+                    self.workers.offer(self.tunnels.name(tunnel));
+                }
+            }
+        }
+    }
+
+    fn waits_no_more(&self, tunnel: usize) {
+        if self.workers.are_several() {
+            self.workers.waits_no_more(self.tunnels.name(tunnel));
+        }
+    }
+
+    /// What another worker says.
+    fn word(&mut self, core: &mut Core, word: Word, orders: &mut Vec<Order>) {
+        match word {
+            Word::Wanted(name, by) => {
+                let tunnel = self.tunnels.find(&name);
+                if tunnel.is_some_and(|tunnel| self.tunnels.has_idle(tunnel, |link| is_free(core, link)))
+                    && let Some(mailbox) = self.workers.mailbox(by)
+                {
+                    mailbox.send(Message::Word(Box::new(Word::Send(name, self.workers.me()))));
+                }
+            }
+            Word::Send(name, to) => {
+                let Some(tunnel) = self.tunnels.find(&name) else { return };
+                if let Some(mailbox) = self.workers.mailbox(to)
+                    && let Some(id) = self.tunnels.next_waiting(tunnel)
+                {
+                    self.waits_no_more(tunnel);
+                    orders.push(Order::HandOver(id, mailbox));
+                }
+            }
         }
     }
 }

@@ -77,6 +77,16 @@ impl Registry {
         self.tunnels.get_mut(tunnel)?.as_mut()
     }
 
+    /// The tunnel of a name, if there is one.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// Whether one of its links rests.
+    pub fn has_idle(&self, tunnel: usize, mut is_free: impl FnMut(Token) -> bool) -> bool {
+        self.get(tunnel).is_some_and(|tunnel| tunnel.idle.iter().any(|link| is_free(*link)))
+    }
+
     /// The tunnel's name.
     pub fn name(&self, tunnel: usize) -> &str {
         self.get(tunnel).map_or("-", |tunnel| &tunnel.name)
@@ -117,12 +127,12 @@ impl Registry {
         self.get_mut(tunnel)?.waiting.pop_front()
     }
 
-    /// The request waits no more, if it did.
-    pub fn forget(&mut self, tunnel: usize, id: usize) {
-        if let Some(entry) = self.get_mut(tunnel) {
-            entry.waiting.retain(|waiting| *waiting != id);
-            self.drop_unused(tunnel);
-        }
+    /// The request waits no more. False when it did not wait.
+    pub fn forget(&mut self, tunnel: usize, id: usize) -> bool {
+        let Some(entry) = self.get_mut(tunnel) else { return false };
+        let before = entry.waiting.len();
+        entry.waiting.retain(|waiting| *waiting != id);
+        entry.waiting.len() < before
     }
 
     /// A new link: it always gets in.
@@ -170,7 +180,8 @@ impl Registry {
         news
     }
 
-    fn drop_unused(&mut self, tunnel: usize) {
+    /// Drops a tunnel that has no link and no request.
+    pub fn drop_unused(&mut self, tunnel: usize) {
         let unused = |tunnel: &Tunnel| tunnel.links == 0 && tunnel.waiting.is_empty() && !tunnel.up;
         if self.get(tunnel).is_some_and(unused)
             && let Some(entry) = self.tunnels[tunnel].take()
@@ -216,7 +227,9 @@ mod tests {
         let t = registry.find_or_make("a").unwrap();
         assert_eq!(registry.find_or_make("b"), None);
         registry.wait(t, 7);
-        registry.forget(t, 7);
+        registry.drop_unused(t);
+        assert!(registry.forget(t, 7) && !registry.forget(t, 7));
+        registry.drop_unused(t);
         let t = registry.find_or_make("b").unwrap();
         registry.add_link(t);
         assert!(registry.remove_link(t, |_| false));

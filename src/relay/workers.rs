@@ -1,0 +1,157 @@
+//! Several event loops, one relay. Each worker owns its visitors and links alone; what they share is this directory of who has
+//! links where. It is looked at when a link registers and when a request finds no link on its own worker, never on the way of a
+//! request that does.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::reactor::Mailbox;
+
+/// A tunnel's links and waiting requests, by worker.
+#[derive(Debug)]
+struct Entry {
+    links: Vec<usize>,
+    waiting: Vec<usize>,
+}
+
+/// What one worker tells another.
+#[derive(Debug)]
+pub enum Word {
+    /// A request waits for a link of this tunnel on that worker: does anybody have an idle one?
+    Wanted(String, usize),
+    /// That worker has an idle link of this tunnel: send it a request.
+    Send(String, usize),
+}
+
+/// What all workers know of each other.
+#[derive(Debug, Default)]
+pub struct Directory {
+    mailboxes: OnceLock<Vec<Mailbox>>,
+    tunnels: Mutex<HashMap<String, Entry>>,
+    waiting: AtomicUsize,
+}
+
+/// One worker's view of it.
+#[derive(Clone, Debug)]
+pub struct Workers {
+    directory: Arc<Directory>,
+    me: usize,
+}
+
+impl Workers {
+    /// The view of worker `me`.
+    pub fn new(directory: Arc<Directory>, me: usize) -> Workers {
+        Workers { directory, me }
+    }
+
+    /// Where the workers are reached, in their order. Said once, before any of them runs.
+    pub fn introduce(directory: &Directory, mailboxes: Vec<Mailbox>) {
+        let _ = directory.mailboxes.set(mailboxes);
+    }
+
+    /// This worker's number.
+    pub fn me(&self) -> usize {
+        self.me
+    }
+
+    fn mailboxes(&self) -> &[Mailbox] {
+        self.directory.mailboxes.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether there are others.
+    pub fn are_several(&self) -> bool {
+        self.mailboxes().len() > 1
+    }
+
+    /// Where a worker is reached.
+    pub fn mailbox(&self, worker: usize) -> Option<Mailbox> {
+        self.mailboxes().get(worker).cloned()
+    }
+
+    fn tunnels(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        // Nobody panics in here; and if somebody did, the counts are still counts.
+        self.directory.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, tunnel: &str, change: impl FnOnce(&mut Entry)) {
+        let workers = self.mailboxes().len().max(1);
+        let mut tunnels = self.tunnels();
+        if !tunnels.contains_key(tunnel) {
+            tunnels.insert(tunnel.into(), Entry { links: vec![0; workers], waiting: vec![0; workers] });
+        }
+        if let Some(entry) = tunnels.get_mut(tunnel) {
+            change(entry);
+            if entry.links.iter().chain(&entry.waiting).all(|n| *n == 0) {
+                tunnels.remove(tunnel);
+            }
+        }
+    }
+
+    /// The worker that a new link of this tunnel goes to, which has the fewest of them; the link is counted there.
+    pub fn deal(&self, tunnel: &str) -> usize {
+        let mut to = self.me;
+        self.change(tunnel, |entry| {
+            let least = entry.links.iter().min().copied().unwrap_or(0);
+            if entry.links[to] > least {
+                to = entry.links.iter().position(|links| *links == least).unwrap_or(to);
+            }
+            entry.links[to] += 1;
+        });
+        to
+    }
+
+    /// A link of this worker is gone.
+    pub fn link_gone(&self, tunnel: &str) {
+        self.change(tunnel, |entry| entry.links[self.me] = entry.links[self.me].saturating_sub(1));
+    }
+
+    /// Links of this tunnel on all workers.
+    pub fn links(&self, tunnel: &str) -> usize {
+        self.tunnels().get(tunnel).map_or(0, |entry| entry.links.iter().sum())
+    }
+
+    /// Another worker that has links of this tunnel, the most of all.
+    pub fn who_has(&self, tunnel: &str) -> Option<Mailbox> {
+        let worker = {
+            let tunnels = self.tunnels();
+            let links = &tunnels.get(tunnel)?.links;
+            (0..links.len()).filter(|w| *w != self.me && links[*w] > 0).max_by_key(|w| links[*w])?
+        };
+        self.mailbox(worker)
+    }
+
+    /// A request waits on this worker: all others that have links of its tunnel are asked for an idle one.
+    pub fn waits(&self, tunnel: &str) {
+        self.directory.waiting.fetch_add(1, Ordering::Relaxed);
+        let mut asked = Vec::new();
+        self.change(tunnel, |entry| {
+            entry.waiting[self.me] += 1;
+            asked = (0..entry.links.len()).filter(|w| *w != self.me && entry.links[*w] > 0).collect();
+        });
+        for mailbox in asked.into_iter().filter_map(|worker| self.mailbox(worker)) {
+            mailbox.send(crate::reactor::Message::Word(Box::new(Word::Wanted(tunnel.into(), self.me))));
+        }
+    }
+
+    /// It waits no more.
+    pub fn waits_no_more(&self, tunnel: &str) {
+        self.directory.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.change(tunnel, |entry| entry.waiting[self.me] = entry.waiting[self.me].saturating_sub(1));
+    }
+
+    /// A link is idle here and nobody waits for it here: asks a worker where somebody does for a request.
+    pub fn offer(&self, tunnel: &str) {
+        if self.directory.waiting.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let worker = {
+            let tunnels = self.tunnels();
+            let Some(entry) = tunnels.get(tunnel) else { return };
+            (0..entry.waiting.len()).find(|w| *w != self.me && entry.waiting[*w] > 0)
+        };
+        if let Some(mailbox) = worker.and_then(|worker| self.mailbox(worker)) {
+            mailbox.send(crate::reactor::Message::Word(Box::new(Word::Send(tunnel.into(), self.me))));
+        }
+    }
+}
