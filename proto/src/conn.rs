@@ -10,8 +10,10 @@
 //! - What is to be sent goes through the `send_…` calls, which append to the driver's buffer or change nothing at all.
 //! - After each call the driver asks [`Conn::deadline`] until when it may sleep, and [`Conn::closing`] whether the
 //!   connection is to end. `now` never runs backwards.
-//! - After an error `recv` repeats it. A server may still send one response; then, or at once on the other side, the
-//!   connection is to be closed.
+//! - A message is whole for the peer with its last byte, which may be that of its head: [`Conn::send_end`] belongs into the
+//!   same turn, before anything more is received.
+//! - After an error `recv` repeats it. A server may still send one response when [`Conn::can_respond`] and the error has a
+//!   status ([`Error::status`]), and is closing then; in all other cases the driver drops the connection.
 
 use alloc::vec::Vec;
 use core::mem;
@@ -477,7 +479,12 @@ impl Conn {
         };
         let start = out.len();
         let done = http.send_response(now, out, status, reason, body, fields);
-        undo(done, out, start)
+        undo(done, out, start)?;
+        if let State::Offered(http, ..) = self.state {
+            // The offer is refused; what the peer says next is a request again.
+            self.state = State::Http(http);
+        }
+        Ok(())
     }
 
     /// Sends a piece of the body.
@@ -565,7 +572,6 @@ impl Conn {
     fn settle(&mut self, now: Instant) {
         let (http, error) = match &mut self.state {
             State::Http(http) | State::Link(http) => (http, None),
-            State::Offered(http, ..) => (http, None),
             State::Broken(http, error) => (http, Some(*error)),
             _ => return,
         };
@@ -573,9 +579,6 @@ impl Conn {
             http.reading = Reading::HEAD;
             http.asked = Asked::Other;
             http.since = now;
-            if let State::Offered(http, ..) = self.state {
-                self.state = State::Http(http);
-            }
             return;
         }
         let (ours, theirs) = (http.ours(), http.theirs());

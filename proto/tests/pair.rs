@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::random::Random;
 use common::{Side, escape, push_event};
 use ptth_proto::conn::{Body, Closing, Config, Conn, Event};
-use ptth_proto::error::{CloseReason, Error, Fault};
+use ptth_proto::error::{CloseReason, Error, Fault, Misuse};
 use ptth_proto::limits::{Deadlines, NET_PTTH_PAUSE, NET_PTTH_QUIET, Wait};
 use ptth_proto::link::upgrade::Token;
 use ptth_proto::role::Role;
@@ -718,6 +718,18 @@ fn a_refused_offer_leaves_an_ordinary_connection() {
     }
     let pair = pair.finish();
     assert_eq!(pair.peers[0].heard, [&b"response 200"[..], b"data hello", b"end"]);
+}
+
+#[test]
+fn a_refusal_that_has_begun_is_not_taken_back() {
+    let mut relay = Timed::new(Side::Listening);
+    relay.hear(b"POST / HTTP/1.1\r\nUpgrade: PTTH/1.0\r\n\r\n");
+    relay.conn.send_response(relay.now, &mut relay.out, (503, b""), Body::Stream, |_| {}).unwrap();
+    let before = relay.out.len();
+    assert_eq!(relay.conn.accept(relay.now, &mut relay.out), Err(Error::Local(Misuse::OutOfTurn)));
+    assert_eq!(relay.out.len(), before);
+    relay.say_end();
+    assert!(relay.conn.is_idle() && !relay.conn.is_link());
 }
 
 #[test]
