@@ -1,5 +1,7 @@
 //! The command line as it is typed. What the words mean is settled in [`config`](crate::config).
 
+#![allow(rustdoc::bare_urls, reason = "these comments are the help that people read in a terminal")]
+
 use std::path::PathBuf;
 
 use clap::Parser;
