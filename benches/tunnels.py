@@ -376,7 +376,7 @@ def wrk(port, shape, seconds):
     latency = {p: re.search(rf"(?m)^\s+{p}%\s+(\S+)", out) for p in ("50", "99")}
     if not total or not all(latency.values()):
         raise Trouble(f"wrk said: {out}")
-    # "Socket errors: connect 0, read 0, write 0, timeout 0" and "Non-2xx or 3xx responses: 0", each only if it happened.
+    # Only if there were any: "Socket errors: connect 0, read 0, write 0, timeout 0", "Non-2xx or 3xx responses: 0".
     errors = re.findall(r"\d+", "".join(re.findall(r"Socket errors:(.*)", out)))
     refused = re.findall(r"Non-2xx or 3xx responses: (\d+)", out)
     return {
@@ -480,8 +480,8 @@ def report(measured, options):
     yield f"How: medians of {options.rounds} rounds of {options.secs} s, the systems in turn within each round."
     yield ""
     yield "CPU time and memory are those of the tunnel's processes, both ends together. Errors (broken connections,"
-    yield "timeouts, answers other than 2xx and 3xx) are summed. *Others* is what programs beside tunnel, origin and load"
-    yield "generator took of the machine's CPU time meanwhile."
+    yield "timeouts, answers other than 2xx and 3xx) are summed. *Others* is what programs beside tunnel, origin and"
+    yield "load generator took of the machine's CPU time meanwhile."
     yield ""
     yield "Versions: " + ", ".join(versions()) + "."
     for shape, results in measured:

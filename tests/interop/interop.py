@@ -47,7 +47,8 @@ class Program:
         """The last line, when so many match."""
         with self.news:
             if not self.news.wait_for(lambda: self.count(pattern) >= times, seconds):
-                raise Failed(f"no line like {pattern!r} ({times}) in {seconds} s from {self.child.args[0]}: {self.lines[-5:]}")
+                said = f"{self.child.args[0]} said {self.lines[-5:]}"
+                raise Failed(f"no line like {pattern!r} ({times} of them) in {seconds} s: {said}")
             return [line for line in self.lines if re.search(pattern, line)][-1]
 
     def count(self, pattern):
@@ -234,12 +235,14 @@ def one_agent(programs, checks):
 
     with checks.check("npm: 1 MiB out and the same 1 MiB back, with length and chunked"):
         with Visitor(relay, "one") as visitor:
-            same(sha256(visitor.ask("PUT", "/mirror", pattern(MIB)).body), sha256(pattern(MIB)), "with length")
-            same(sha256(visitor.ask("PUT", "/mirror", pattern(MIB), chunked=True).body), sha256(pattern(MIB)), "chunked")
+            for how, chunked in [("with length", False), ("chunked", True)]:
+                answer = visitor.ask("PUT", "/mirror", pattern(MIB), chunked=chunked)
+                same(sha256(answer.body), sha256(pattern(MIB)), how)
 
     with checks.check("npm: curl uploads 3 MiB and expects 100-continue"):
-        command = ["curl", "-sS", "-m", "20", "-H", "Host: one.localhost", "-H", "Expect: 100-continue", "--data-binary", "@-"]
-        out = subprocess.run([*command, "http://{}:{}/echo".format(*relay)], input=pattern(3 * MIB), capture_output=True)
+        fields = ["-H", "Host: one.localhost", "-H", "Expect: 100-continue"]
+        command = ["curl", "-sS", "-m", "20", *fields, "--data-binary", "@-", "http://{}:{}/echo".format(*relay)]
+        out = subprocess.run(command, input=pattern(3 * MIB), capture_output=True)
         same((out.returncode, out.stderr), (0, b""), "curl")
         report = json.loads(out.stdout)
         same((report["length"], report["sha256"]), (3 * MIB, sha256(pattern(3 * MIB))), "body")

@@ -21,4 +21,4 @@ if ! grep -qs "\"version\": \"$version\"" "$modules/reverse-http/package.json"; 
     npm install --prefix target/interop --no-save --no-audit --no-fund "reverse-http@$version" >&2
 fi
 
-exec python3 tests/interop/interop.py "$relay" "$modules"
+exec python3 -B tests/interop/interop.py "$relay" "$modules"

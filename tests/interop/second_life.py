@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plays the client of the 2008 description of Reverse HTTP, octet by octet, against a relay.
 
-    second_life.py HOST:PORT
+    python3 -B second_life.py HOST:PORT
 
 That client is older than every rule that came later: its POST has neither `Connection: Upgrade` nor a length, and its
 name is nothing but the path `/`. It has no second connection and no second request.
