@@ -420,10 +420,16 @@ impl<S: Side> Bridge<S> {
             peer.wait = None;
             peer.fed = false;
             peer.seat = Seat::Front;
+            // Only a pipelined request, or the visitor's end, is there to be looked at already.
+            let more = !peer.input.is_empty() || peer.has_hung_up();
             if peer.conn.closing().is_none() {
                 self.side.front_kept(core, front);
             }
-            core.step_again(front);
+            if more {
+                core.step_again(front);
+            } else {
+                core.touch(front);
+            }
         }
         self.exchanges.recycle(exchange);
     }
