@@ -24,6 +24,22 @@ use crate::relay::route::TunnelName;
 /// Where the relay listens that an agent without `--via` starts.
 pub const OWN_RELAY: &str = "127.0.0.1:9999";
 
+/// Why a program ends without having served: the sentence for the person who started it, and the exit code.
+#[derive(Debug)]
+pub struct Failure(pub String, pub u8);
+
+impl Failure {
+    /// The flags are wrong: 2, as clap has it.
+    pub fn flags(error: String) -> Failure {
+        Failure(error, 2)
+    }
+
+    /// It could not start, or not go on: 1.
+    pub fn start(error: String) -> Failure {
+        Failure(error, 1)
+    }
+}
+
 /// What is said on stderr.
 pub fn level(common: &Common) -> LevelFilter {
     match (common.quiet, common.verbose) {
@@ -133,10 +149,11 @@ pub fn reverse(cli: &Reverse) -> Result<(agent::Settings, Option<relay::Settings
             workers: 1,
             trusted: Vec::new(),
             config: config(&cli.common)?,
-            // The agent writes the same lines.
-            access_logs: vec![AccessLog::none()],
+            access_logs: vec![access_log(&cli.common)?],
         }),
     };
+    // The relay sees every request, those that no link was there for too: its lines are enough.
+    let agents_log = if own.is_some() { AccessLog::none() } else { access_log(&cli.common)? };
     let host_header = match &cli.host_header {
         Some(host) if host.is_empty() || !is_host(host.as_bytes()) => {
             return Err(format!("--host-header {host}: it is HOST or HOST:PORT"));
@@ -154,7 +171,7 @@ pub fn reverse(cli: &Reverse) -> Result<(agent::Settings, Option<relay::Settings
         once: cli.once,
         json: cli.json,
         config: config(&cli.common)?,
-        access_log: access_log(&cli.common)?,
+        access_log: agents_log,
     };
     Ok((settings, own))
 }

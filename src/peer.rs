@@ -31,7 +31,7 @@ enum Life {
     /// Being connected, since then.
     Connecting(Instant),
     Open,
-    /// Our direction has ended.
+    /// Our direction has ended; what still comes is thrown away.
     Shut,
     /// To be dropped at the end of the turn.
     Dead,
@@ -65,7 +65,11 @@ pub struct Peer {
     pub wait: Option<(Instant, Wait)>,
     /// Somebody has more for it as soon as its output has room.
     pub fed: bool,
-    /// The peer's bytes have ended.
+    /// Its own bytes wait for room elsewhere: it owes us nothing meanwhile.
+    pub held: bool,
+    /// Reading it has failed: its end is no clean one.
+    pub broken: bool,
+    /// The peer's bytes have ended, or there will be no more of them.
     pub eof: bool,
     /// Bytes written to it so far.
     pub written: u64,
@@ -78,6 +82,10 @@ pub struct Peer {
     hung_up: bool,
     /// The connection was told of its peer's end.
     eof_told: bool,
+    /// The socket takes nothing more.
+    deaf: bool,
+    /// Something that it sent behind its last message was thrown away.
+    discarded: bool,
     /// The last time it took some of its output, or was given some when it had none.
     took: Instant,
     /// The earliest entry in the timer queue that will look at it.
@@ -98,6 +106,8 @@ impl Peer {
             key: NO_KEY,
             wait: None,
             fed: false,
+            held: false,
+            broken: false,
             eof: false,
             written: 0,
             transport,
@@ -106,6 +116,8 @@ impl Peer {
             writable: !connecting,
             hung_up: false,
             eof_told: false,
+            deaf: false,
+            discarded: false,
             took: now,
             armed: None,
             touched: false,
@@ -135,9 +147,40 @@ impl Peer {
         self.touched = false;
         self.wait = None;
         self.fed = false;
-        // The new loop's poll says it again if it is not so.
+    }
+
+    /// Whether it can be asked: it is alive, nothing is being said on it, and it has said nothing unasked.
+    pub fn can_be_asked(&self) -> bool {
+        self.is_alive() && self.conn.is_idle() && self.input.is_empty()
+    }
+
+    /// The socket takes nothing more, but may still give.
+    pub(crate) fn go_deaf(&mut self) {
+        self.deaf = true;
         self.readable = true;
-        self.writable = true;
+        self.output.clear();
+    }
+
+    /// Whether the socket takes nothing more.
+    pub fn is_deaf(&self) -> bool {
+        self.deaf
+    }
+
+    /// Reading it has failed.
+    pub(crate) fn break_off(&mut self) {
+        self.broken = true;
+        self.eof = true;
+    }
+
+    /// Throws away what it said behind its last message.
+    pub fn discard(&mut self) {
+        self.discarded |= !self.input.is_empty();
+        self.input.consume(self.input.len());
+    }
+
+    /// Whether our side has ended, and its last words are still being waited for.
+    pub fn is_lingering(&self) -> bool {
+        self.life == Life::Shut
     }
 
     pub(crate) fn is_dead(&self) -> bool {
@@ -156,6 +199,10 @@ impl Peer {
     /// What the peer is waited for.
     pub fn interest(&self, config: &Config) -> Interest {
         let open = matches!(self.life, Life::Open | Life::Shut);
+        if self.deaf {
+            // Only what it had said before.
+            return Interest { read: open && !self.eof && self.input.len() < most_input(config), write: false };
+        }
         Interest {
             read: open && !self.eof && self.conn.wants_read() && self.input.len() < most_input(config),
             write: open && !self.output.is_empty(),
@@ -203,6 +250,9 @@ impl Peer {
 
     /// Writes what there is, as far as the socket takes it.
     pub(crate) fn flush(&mut self, now: Instant) -> io::Result<()> {
+        if self.deaf {
+            self.output.clear();
+        }
         while self.writable && self.life == Life::Open && !self.output.is_empty() {
             match self.transport.write(self.output.bytes()) {
                 Ok(n) => {
@@ -219,22 +269,22 @@ impl Peer {
     }
 
     /// What is left to do for a closing connection after its output was flushed: true when it is over.
-    pub(crate) fn wind_up(&mut self) -> bool {
+    pub(crate) fn wind_up(&mut self, now: Instant) -> bool {
+        let Some(closing) = self.conn.closing() else { return false };
         if !self.output.is_empty() {
             return false;
         }
-        match self.conn.closing() {
-            None => false,
-            Some(Closing::Flush) => true,
-            Some(Closing::Linger) if self.eof => true,
-            Some(Closing::Linger) => {
-                if self.life == Life::Open {
-                    self.transport.shutdown_write();
-                    self.life = Life::Shut;
-                }
-                false
-            }
+        // Closing on bytes that were not read would reset the connection, and our last ones with it.
+        let unread = self.readable || self.discarded || closing == Closing::Linger;
+        if self.eof || self.deaf || !unread {
+            return true;
         }
+        if self.life == Life::Open {
+            self.transport.shutdown_write();
+            self.life = Life::Shut;
+            return !self.conn.linger(now);
+        }
+        false
     }
 
     /// Bytes are about to be appended to the output: the patience with an idle taker starts now.
@@ -258,15 +308,20 @@ impl Peer {
             return Some((since + deadlines.connect, Wait::Connect));
         }
         let write = (!self.output.is_empty()).then(|| (self.took + deadlines.write, Wait::Write));
-        // A peer that we don't read because its bytes have nowhere to go owes us nothing.
-        let held_back = !self.input.is_empty();
-        let conn =
-            self.conn.deadline(deadlines).filter(|(_, wait)| !(held_back && matches!(wait, Wait::Body | Wait::Stream)));
+        let conn = self.conn.deadline(deadlines).filter(|(_, wait)| match wait {
+            // A peer that we don't read because its bytes have nowhere to go owes us nothing.
+            Wait::Body | Wait::Stream | Wait::Quiet => !self.held,
+            // Counted from our last byte.
+            Wait::Linger => self.life == Life::Shut,
+            _ => true,
+        });
         [write, conn, self.wait].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 }
 
 /// Bytes that one peer's input may hold: a whole head, or a direction's share of body.
 fn most_input(config: &Config) -> usize {
-    config.limits.head.max(config.limits.buffer)
+    let limits = config.limits.of_link();
+    // Whatever has to be whole before it is understood fits, and a byte more, which shows that it is too long.
+    limits.head.max(limits.buffer).max(limits.trailers).max(limits.chunk_line) + 1
 }

@@ -29,7 +29,7 @@ use crate::role::Role;
 use crate::time::Instant;
 use crate::wire::chunk::Part;
 use crate::wire::fields::{Fields, Name};
-use crate::wire::head::{self, FieldWriter, Head, LineEnds, Scanner, Target, Version};
+use crate::wire::head::{self, FieldWriter, Head, LineEnds, Scanner, Version};
 
 /// What a peer said.
 #[derive(Debug, PartialEq, Eq)]
@@ -247,12 +247,16 @@ impl Conn {
         config: &Config,
     ) -> Result<(usize, Option<Event<'a>>), Error> {
         let step = match &mut self.state {
-            State::Http(http) | State::Link(http) => {
+            State::Http(http) => {
                 let ends = http.profile.line_ends();
-                http.recv(now, input, head, config, ends)
+                http.recv(now, input, head, &config.limits, ends)
+            }
+            State::Link(http) => {
+                let ends = http.profile.line_ends();
+                http.recv(now, input, head, &config.limits.of_link(), ends)
             }
             // Kodi and net-ptth's test server end lines of their 101 with LF alone.
-            State::Offering(http) => http.recv(now, input, head, config, LineEnds::LfToo),
+            State::Offering(http) => http.recv(now, input, head, &config.limits, LineEnds::LfToo),
             // Nothing may come before the answer to an offer (RFC 9931), nor on a link that was not asked.
             State::Offered(..) | State::Pausing(_) if input.is_empty() => Ok((0, None)),
             State::Offered(..) => Err(Fault::BytesBehindOffer.into()),
@@ -325,11 +329,10 @@ impl Conn {
         }
     }
 
-    /// RFC 9112 §3.2: a request of HTTP/1.1 without `Host` is refused. On the reversed side it is not: draft-lentczner-rhttp
+    /// RFC 9112 §3.2: a request of HTTP/1.1 without `Host` is refused, whatever its target says. On the reversed side it is not: draft-lentczner-rhttp
     /// leaves the value empty, and AirPlay receivers the whole field away.
     fn demand_host(&mut self, head: &Head) -> Result<(), Error> {
-        let absolute = matches!(Target::of(head.method(), head.target()), Some(Target::Absolute { .. }));
-        if head.version() == Version::Http11 && !head.fields.has(Name::Host) && !absolute {
+        if head.version() == Version::Http11 && !head.fields.has(Name::Host) {
             self.break_off(Fault::NoHost.into());
             return Err(Fault::NoHost.into());
         }
@@ -523,6 +526,22 @@ impl Conn {
         }
     }
 
+    /// Gives the connection up: it closes once what was appended is sent, whatever was still to be said.
+    pub fn close(&mut self, now: Instant) {
+        let reason = self.close_reason().unwrap_or(CloseReason::Draining);
+        if !matches!(self.state, State::Closed(_)) {
+            self.state = State::Draining(reason, Closing::Linger, now);
+        }
+    }
+
+    /// Our last byte is sent and our side is ended: from now on what the peer says is thrown away, for as long as
+    /// [`Deadlines::linger`]. False when the connection is not closing, or over.
+    pub fn linger(&mut self, now: Instant) -> bool {
+        let State::Draining(reason, ..) = self.state else { return false };
+        self.state = State::Draining(reason, Closing::Linger, now);
+        true
+    }
+
     /// No exchange follows the present one: a server's answer says `Connection: close`, an idle connection closes now.
     pub fn do_not_keep(&mut self) {
         let idle = self.is_idle();
@@ -686,16 +705,16 @@ impl Http {
         now: Instant,
         input: &'a [u8],
         head: &mut Head,
-        config: &Config,
+        limits: &Limits,
         ends: LineEnds,
     ) -> Result<(usize, Option<Event<'a>>), Error> {
         match (self.role, self.theirs()) {
             // RFC 9112 §9.2: bytes on a connection without an outstanding request are no response.
             (Role::Client, Phase::Idle) if !input.is_empty() => Err(Fault::UnexpectedData.into()),
             (Role::Server, Phase::Idle) | (Role::Client, Phase::Answering) => {
-                self.recv_head(now, input, head, config, ends)
+                self.recv_head(now, input, head, limits, ends)
             }
-            (_, Phase::Body) => self.recv_body(now, input, head, config),
+            (_, Phase::Body) => self.recv_body(now, input, head, limits),
             _ => Ok((0, None)),
         }
     }
@@ -705,7 +724,7 @@ impl Http {
         now: Instant,
         input: &'a [u8],
         head: &mut Head,
-        config: &Config,
+        limits: &Limits,
         ends: LineEnds,
     ) -> Result<(usize, Option<Event<'a>>), Error> {
         let Reading::Head { scanner, blank } = &mut self.reading else { return Ok((0, None)) };
@@ -718,11 +737,11 @@ impl Http {
             self.since = now;
         }
         let rest = &input[used..];
-        let Some(n) = scanner.find_end(rest, ends, config.limits.head)? else { return Ok((used, None)) };
+        let Some(n) = scanner.find_end(rest, ends, limits.head)? else { return Ok((used, None)) };
         self.lone_lf = scanner.saw_lone_lf();
         let event = match self.role {
-            Role::Server => self.request(&rest[..n], head, &config.limits)?,
-            Role::Client => self.response(&rest[..n], head, &config.limits)?,
+            Role::Server => self.request(&rest[..n], head, limits)?,
+            Role::Client => self.response(&rest[..n], head, limits)?,
         };
         self.since = now;
         Ok((used + n, Some(event)))
@@ -774,10 +793,10 @@ impl Http {
         now: Instant,
         input: &'a [u8],
         head: &mut Head,
-        config: &Config,
+        limits: &Limits,
     ) -> Result<(usize, Option<Event<'a>>), Error> {
         let Reading::Body(reader) = &mut self.reading else { return Ok((0, None)) };
-        let (used, part) = reader.read(input, &mut head.fields, &config.limits)?;
+        let (used, part) = reader.read(input, &mut head.fields, limits)?;
         match part {
             None => Ok((used, None)),
             Some(Part::Data(data)) => {

@@ -71,12 +71,20 @@ named_numbers! {
     }
 }
 
+/// Bytes and fields that a relay may add to a visitor's head: a link takes so much more, or what one hop lets through the next
+/// one would refuse.
+pub const RELAY_ADDS: (usize, usize) = (4 * 1024, 16);
+
+impl Limits {
+    /// These limits on a link.
+    pub const fn of_link(&self) -> Limits {
+        let (bytes, fields) = RELAY_ADDS;
+        Limits { head: self.head.saturating_add(bytes), fields: self.fields.saturating_add(fields), ..*self }
+    }
+}
+
 /// The most fields that one head may have, whatever [`Limits::fields`] says: the parser's table lives on the stack.
 pub const MAX_FIELDS: usize = 256;
-
-/// Bytes that may follow an offer before its answer: none. RFC 9931: what comes before the switch is confirmed could be read
-/// as a request of its own.
-pub const BYTES_BEHIND_OFFER: usize = 0;
 
 /// Empty lines that a server skips in front of a request line. RFC 9112 §2.2 asks for "at least one"; old browsers sent one
 /// behind a POST body.

@@ -163,7 +163,6 @@ impl Links {
         entry.stood = Some(now);
         self.pending -= 1;
         self.idle += 1;
-        self.failures = 0;
         self.standing() == 1
     }
 
@@ -175,6 +174,8 @@ impl Links {
         }
         entry.state = State::Busy;
         entry.served = true;
+        // Only now has the relay shown that it has a use for us.
+        self.failures = 0;
         self.idle -= 1;
         self.busy += 1;
         self.fewest_idle = self.fewest_idle.min(self.idle);
@@ -217,7 +218,10 @@ impl Links {
         match self.take(link) {
             Some(Link { served: true, .. }) => Lost::Served,
             Some(Link { may_go: true, .. }) => Lost::Served,
-            Some(Link { stood: Some(stood), .. }) if now.since(stood) >= steady => Lost::Steady,
+            Some(Link { stood: Some(stood), .. }) if now.since(stood) >= steady => {
+                self.failures = 0;
+                Lost::Steady
+            }
             _ => Lost::AtOnce,
         }
     }
@@ -356,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_double_up_to_the_longest_and_start_anew_behind_a_link() {
+    fn waits_double_up_to_the_longest_and_start_anew_behind_a_link_that_served() {
         let mut links = Links::new(Size::default());
         let (first, longest) = (SECOND / 2, SECOND * 30);
         let mut expected = first;
@@ -367,7 +371,11 @@ mod tests {
             links.rested();
             expected = (expected * 2).min(longest);
         }
-        dial(&mut links, at(0));
+        // A link that stands is not enough: a relay that closes each at once must not be dialled in a circle.
+        let all = dial(&mut links, at(0));
+        assert!(links.back_off(first, longest).unwrap() > first);
+        links.rested();
+        links.is_busy(all[0]);
         assert!(links.back_off(first, longest).unwrap() <= first);
     }
 

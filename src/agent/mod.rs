@@ -109,6 +109,8 @@ pub struct Agent {
     hello: Hello,
     /// The public URL was printed.
     announced: bool,
+    /// What was last said of the tunnel: that it is up.
+    up: bool,
     ended: Option<Ended>,
 }
 
@@ -131,6 +133,7 @@ pub fn start(settings: Settings) -> Result<Reactor<Bridge<Agent>>, String> {
         upstream: Upstream::new(upstream),
         hello: Hello::default(),
         announced: false,
+        up: false,
         ended: None,
     };
     let mut reactor =
@@ -198,10 +201,15 @@ impl Agent {
 
     /// No link came of an attempt: the next one waits.
     fn failed(&mut self, core: &mut Core, ended: Ended, reason: &str) {
+        if self.links.standing() == 0 && std::mem::replace(&mut self.up, false) {
+            self.event(&serde_json::json!({ "event": "down" }));
+        }
         if self.once && self.links.standing() == 0 {
-            log::error!("{reason}");
-            let ended = if self.announced { Ended::Gone } else { ended };
-            self.ended.get_or_insert(ended);
+            // Every link that was being made fails of the same; the first one says it.
+            if self.ended.is_none() {
+                log::error!("{reason}");
+                self.ended = Some(if self.announced { Ended::Gone } else { ended });
+            }
             return;
         }
         let deadlines = &core.config.deadlines;
@@ -260,7 +268,9 @@ impl Agent {
 
     fn link_stands(&mut self, core: &mut Core, link: usize) {
         let now = core.now;
-        if !self.links.stands(link, now) {
+        self.links.stands(link, now);
+        // One that serves a request on each link is not down in between.
+        if std::mem::replace(&mut self.up, true) {
             return;
         }
         if !self.announced {
@@ -303,31 +313,42 @@ impl Side for Agent {
                 front.conn.do_not_keep();
             }
             self.fill(core);
-            if let Some(back) = self.upstream.take_idle(|back| core.peer(back).is_some_and(|peer| peer.is_alive())) {
+            if let Some(back) = self.upstream.take_idle(|back| core.peer(back).is_some_and(|peer| peer.can_be_asked()))
+            {
                 return Assign::Back(back);
             }
         }
-        let reached = match self.upstream.reach(core.now, id, exchange.dialled) {
-            Reach::Address(address) => {
-                exchange.dialled += 1;
-                Transport::dial(address)
-                    .and_then(|socket| core.add(socket, Remote::Ip(address), Conn::client(core.now), true))
-            }
-            Reach::Unix(path) if exchange.dialled == 0 => {
-                exchange.dialled += 1;
-                Transport::dial_unix(&path)
-                    .and_then(|socket| core.add(socket, Remote::Unix, Conn::client(core.now), true))
-            }
-            Reach::Hello => self.hello.connect(core, HELLO),
-            Reach::LookUp(place) => {
-                if let Some(place) = place
-                    && let Err(error) = core.look_up(&place, LOOK_UP_UPSTREAM)
-                {
-                    return Assign::Refuse(self.fault(exchange, &BackFault::Connect(error)));
+        let mut failed = None;
+        let reached = loop {
+            let dialled = match self.upstream.reach(core.now, id, exchange.dialled) {
+                Reach::Address(address) => Transport::dial(address)
+                    .and_then(|socket| core.add(socket, Remote::Ip(address), Conn::client(core.now), true)),
+                Reach::Unix(path) if exchange.dialled == 0 => Transport::dial_unix(&path)
+                    .and_then(|socket| core.add(socket, Remote::Unix, Conn::client(core.now), true)),
+                Reach::Hello => self.hello.connect(core, HELLO),
+                Reach::LookUp(place) => {
+                    if let Some(place) = place
+                        && let Err(error) = core.look_up(&place, LOOK_UP_UPSTREAM)
+                    {
+                        return Assign::Refuse(self.fault(exchange, &BackFault::Connect(error)));
+                    }
+                    let until = core.now + core.config.deadlines.connect;
+                    if let Some(front) = core.peer(exchange.front) {
+                        front.wait = Some((until, Wait::Connect));
+                        core.touch(exchange.front);
+                    }
+                    return Assign::Later;
                 }
-                return Assign::Later;
+                Reach::Unix(_) | Reach::Nowhere => {
+                    break Err(failed.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()));
+                }
+            };
+            exchange.dialled += 1;
+            match dialled {
+                Ok(back) => break Ok(back),
+                // The next address may do.
+                Err(error) => failed = Some(error),
             }
-            Reach::Unix(_) | Reach::Nowhere => Err(io::ErrorKind::AddrNotAvailable.into()),
         };
         match reached {
             Ok(back) => {
@@ -340,7 +361,7 @@ impl Side for Agent {
             Err(error) => {
                 let fault = self.fault(exchange, &BackFault::Connect(error));
                 let answer = exchange.failure.take().unwrap_or(fault);
-                log::warn!("{} {}", answer.code.name, answer.text);
+                log::warn!("request {}: {} {}", exchange.number, answer.code.name, answer.text);
                 Assign::Refuse(answer)
             }
         }
@@ -397,9 +418,9 @@ impl Side for Agent {
         peer.key = crate::peer::NO_KEY;
         core.drop_peer(token);
         match loss {
-            Loss::Io(error) if connecting => self.dial_next(core, link, Some(error)),
+            Loss::Io(error) | Loss::Deaf(error) if connecting => self.dial_next(core, link, Some(error)),
             Loss::Late(_) if connecting => self.dial_next(core, link, Some(io::ErrorKind::TimedOut.into())),
-            Loss::Io(error) => {
+            Loss::Io(error) | Loss::Deaf(error) => {
                 self.links.remove(link);
                 self.dial_failed(core, &plain(&error));
             }
@@ -424,20 +445,12 @@ impl Side for Agent {
                 if self.links.is_stopping() {
                     return;
                 }
-                if self.announced && self.links.standing() == 0 && lost != Lost::Served {
-                    self.event(&serde_json::json!({ "event": "down" }));
-                }
-                if self.once && self.announced && self.links.standing() == 0 && lost != Lost::Served {
-                    log::error!("the relay {} has closed the link", self.via.url);
-                    self.ended.get_or_insert(Ended::Gone);
-                    return;
-                }
-                match lost {
-                    Lost::Served | Lost::Steady => self.fill(core),
-                    Lost::AtOnce => {
-                        let reason = format!("the relay {} has closed the link", self.via.url);
-                        self.failed(core, Ended::Gone, &reason);
-                    }
+                let last = self.once && self.links.standing() == 0 && lost != Lost::Served;
+                if last || lost == Lost::AtOnce {
+                    let reason = format!("the relay {} has closed the link", self.via.url);
+                    self.failed(core, Ended::Gone, &reason);
+                } else {
+                    self.fill(core);
                 }
             }
         }
@@ -491,7 +504,9 @@ impl Side for Agent {
 
     /// The relay says who asks: on a link, every visitor comes from the relay's own address.
     fn visitor<'a>(&self, exchange: &'a Exchange) -> Cow<'a, str> {
-        match exchange.head.fields.first(Name::XForwardedFor) {
+        // The first of a list is the visitor, those behind it are proxies; and what is no word would be two columns.
+        let visitor = exchange.head.fields.list(Name::XForwardedFor).next();
+        match visitor.filter(|visitor| visitor.iter().all(u8::is_ascii_graphic)) {
             Some(visitor) => String::from_utf8_lossy(visitor),
             None => Cow::Owned(exchange.visitor.to_string()),
         }
@@ -571,7 +586,8 @@ fn refusal(status: u16) -> String {
         401 | 403 => "it wants a credential for this name: give it with --token-file",
         404 | 405 | 501 => "is that a ptth relay, and is the address right?",
         429 => "it has had too many attempts",
-        502..=504 => "something in front of the relay can't reach it",
+        502 | 504 => "something in front of the relay can't reach it",
+        503 => "it has as many tunnels as it may have, or something in front of it can't reach it",
         _ => "is that a ptth relay?",
     };
     format!("answered {status} instead of 101: {advice}")

@@ -125,8 +125,9 @@ impl Upstream {
 
     /// The look-up is over: gives the exchanges that waited for it.
     pub fn resolved(&mut self, now: Instant, addresses: Vec<SocketAddr>) -> Vec<usize> {
+        // None were found: the next request asks again.
+        self.looked_up = (!addresses.is_empty()).then_some(now);
         self.addresses = addresses;
-        self.looked_up = Some(now);
         std::mem::take(&mut self.waiting)
     }
 

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ptth::cli::Relay;
+use ptth::config::Failure;
 use ptth::{config, log, relay};
 
 fn main() -> ExitCode {
@@ -11,20 +12,20 @@ fn main() -> ExitCode {
     log::to_stderr("ptth-relay", config::level(&cli.common));
     match run(&cli) {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
+        Err(Failure(error, code)) => {
             ::log::error!("{error}");
-            ExitCode::FAILURE
+            ExitCode::from(code)
         }
     }
 }
 
-fn run(cli: &Relay) -> Result<u8, String> {
-    let settings = config::relay(cli)?;
+fn run(cli: &Relay) -> Result<u8, Failure> {
+    let settings = config::relay(cli).map_err(Failure::flags)?;
     config::raise_file_limit();
     let domain = settings.domain.clone();
-    let (reactors, addresses) = relay::start(settings)?;
+    let (reactors, addresses) = relay::start(settings).map_err(Failure::start)?;
     for address in addresses {
         ::log::info!("listening on http://{address}, tunnels are http://NAME.{domain}:{}/", address.port());
     }
-    relay::run(reactors)
+    relay::run(reactors).map_err(Failure::start)
 }

@@ -5,6 +5,7 @@ use std::thread;
 
 use clap::Parser;
 use ptth::cli::Reverse;
+use ptth::config::Failure;
 use ptth::{agent, config, log, relay};
 
 fn main() -> ExitCode {
@@ -12,20 +13,21 @@ fn main() -> ExitCode {
     log::to_stderr("ptth-reverse", config::level(&cli.common));
     match run(&cli) {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
+        Err(Failure(error, code)) => {
             ::log::error!("{error}");
-            ExitCode::FAILURE
+            ExitCode::from(code)
         }
     }
 }
 
-fn run(cli: &Reverse) -> Result<u8, String> {
-    let (settings, own_relay) = config::reverse(cli)?;
+fn run(cli: &Reverse) -> Result<u8, Failure> {
+    let (settings, own_relay) = config::reverse(cli).map_err(Failure::flags)?;
     config::raise_file_limit();
-    let relay = own_relay.map(start_relay).transpose()?;
-    let mut reactor = agent::start(settings)?;
-    reactor.handle_signals().map_err(|error| format!("signals can't be handled: {error}"))?;
-    let code = reactor.run().map_err(|error| format!("the event loop failed: {error}"));
+    let relay = own_relay.map(start_relay).transpose().map_err(Failure::start)?;
+    let mut reactor = agent::start(settings).map_err(Failure::start)?;
+    let failed = |what: &str, error: std::io::Error| Failure::start(format!("{what}: {error}"));
+    reactor.handle_signals().map_err(|error| failed("signals can't be handled", error))?;
+    let code = reactor.run().map_err(|error| failed("the event loop failed", error));
     if let (Some(relay), Ok(0)) = (relay, &code) {
         // Stopped by the same signal; its visitors get their last bytes.
         let _ = relay.join();

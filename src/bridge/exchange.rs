@@ -8,6 +8,7 @@ use ptth_proto::wire::head::Head;
 use crate::answer::Answer;
 use crate::net::addr::Remote;
 use crate::peer::NO_KEY;
+use crate::reactor::slots::Slots;
 
 /// How far an exchange has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub struct Exchange {
     pub dialled: usize,
     /// Loops that it was handed on by.
     pub hops: usize,
+    /// A byte of an answer has come, so that the request is not sent again.
+    pub heard: bool,
     /// What the last back failed of, if any did.
     pub failure: Option<Answer>,
     /// The response's status; 0 before it.
@@ -74,31 +77,32 @@ const SPARE_HEADS: usize = 256;
 /// Memory that a spare head may hold on to.
 const SPARE_HEAD_BYTES: usize = 16 * 1024;
 
-/// All exchanges under way.
-#[derive(Debug, Default)]
+/// All exchanges under way. An id is not used again: what was meant for an exchange that is gone reaches nobody.
+#[derive(Debug)]
 pub struct Exchanges {
-    slots: Vec<Option<Exchange>>,
-    free: Vec<usize>,
+    slots: Slots<Exchange>,
     heads: Vec<Head>,
     numbers: u64,
+    /// Between two numbers of this loop lie those of the others.
+    step: u64,
 }
 
 impl Exchanges {
-    /// The next number.
-    pub fn number(&mut self) -> u64 {
-        self.numbers += 1;
-        self.numbers
+    /// None, and their numbers are `first` and every `step`th from there.
+    pub fn new(first: u64, step: u64) -> Exchanges {
+        Exchanges { slots: Slots::default(), heads: Vec::new(), numbers: first, step }
     }
 
-    /// Begins one; its head is an empty one to be swapped for the real.
-    pub fn begin(
-        &mut self,
-        front: Token,
-        visitor: Remote,
-        framing: Framing,
-        started: Instant,
-    ) -> (usize, &mut Exchange) {
-        let exchange = Exchange {
+    /// The next number.
+    pub fn number(&mut self) -> u64 {
+        let number = self.numbers;
+        self.numbers += self.step;
+        number
+    }
+
+    /// Begins one, to be [inserted](Exchanges::insert); its head is an empty one to be swapped for the real.
+    pub fn begin(&mut self, front: Token, visitor: Remote, framing: Framing, started: Instant) -> Exchange {
+        Exchange {
             number: self.number(),
             front,
             key: NO_KEY,
@@ -114,41 +118,34 @@ impl Exchanges {
             cut: 0,
             dialled: 0,
             hops: 0,
+            heard: false,
             failure: None,
             status: 0,
             code: None,
             bytes_in: 0,
             bytes_out: 0,
             marked: false,
-        };
-        let id = self.place();
-        (id, self.slots[id].insert(exchange))
+        }
     }
 
-    /// Takes one in that was begun elsewhere.
+    /// Takes one in, begun here or elsewhere.
     pub fn insert(&mut self, exchange: Exchange) -> usize {
-        let id = self.place();
-        self.slots[id] = Some(exchange);
-        id
-    }
-
-    fn place(&mut self) -> usize {
-        self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            self.slots.len() - 1
-        })
+        self.slots.insert(exchange).0
     }
 
     /// One that is under way.
     pub fn get_mut(&mut self, id: usize) -> Option<&mut Exchange> {
-        self.slots.get_mut(id)?.as_mut()
+        self.slots.get_mut(Token(id))
     }
 
-    /// Takes one out. Its place is free for another when it is recycled.
+    /// One that has no back yet.
+    pub fn waiting_mut(&mut self, id: usize) -> Option<&mut Exchange> {
+        self.get_mut(id).filter(|exchange| exchange.stage == Stage::Waiting)
+    }
+
+    /// Takes one out.
     pub fn end(&mut self, id: usize) -> Option<Exchange> {
-        let exchange = self.slots.get_mut(id)?.take()?;
-        self.free.push(id);
-        Some(exchange)
+        self.slots.remove(Token(id))
     }
 
     /// Keeps the memory of one that was taken out.
@@ -162,17 +159,16 @@ impl Exchanges {
 
     /// Those that have no back yet.
     pub fn waiting(&self) -> Vec<usize> {
-        let waits = |slot: &Option<Exchange>| slot.as_ref().is_some_and(|exchange| exchange.stage == Stage::Waiting);
-        (0..self.slots.len()).filter(|id| waits(&self.slots[*id])).collect()
+        self.slots.iter().filter(|(_, exchange)| exchange.stage == Stage::Waiting).map(|(id, _)| id.0).collect()
     }
 
     /// How many are under way.
     pub fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len()
     }
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.slots.is_empty()
     }
 }

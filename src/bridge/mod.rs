@@ -15,12 +15,14 @@ use std::time::Duration;
 use mio::Token;
 use ptth_proto::conn::{Body, Event};
 use ptth_proto::error::{Error, Fault};
-use ptth_proto::http::framing::{Framing, content_length};
+use ptth_proto::http::framing::{Asked, Framing, content_length};
 use ptth_proto::limits::Wait;
+use ptth_proto::time::Instant;
 use ptth_proto::wire::head::{FieldWriter, Head, Version, is_idempotent};
 
 use crate::answer::{Answer, Code, code_of, wants_json};
 use crate::log::{AccessLog, Line};
+use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat};
 use crate::reactor::{App, Core, Loss, Mailbox, Message};
 use exchange::{Exchange, Exchanges, Stage};
@@ -152,9 +154,14 @@ enum Flow {
 impl<S: Side> Bridge<S> {
     /// A bridge for a program.
     pub fn new(side: S, log: AccessLog) -> Bridge<S> {
+        Bridge::numbered(side, log, 1, 1)
+    }
+
+    /// One of several that share a log: its exchanges are numbered from `first` in steps of `step`.
+    pub fn numbered(side: S, log: AccessLog, first: u64, step: u64) -> Bridge<S> {
         Bridge {
             side,
-            exchanges: Exchanges::default(),
+            exchanges: Exchanges::new(first, step),
             marked: Vec::new(),
             orders: Vec::new(),
             log,
@@ -194,9 +201,10 @@ impl<S: Side> Bridge<S> {
                 Some(Heard::Error(error)) => return self.refuse(core, token, error),
                 Some(Heard::Other) => {}
                 None => {
-                    if peer.tell_eof() && peer.conn.eof(now, peer.input.len()).is_err() {
-                        log::debug!("{}: closed in the middle of a request", peer.remote);
-                        core.drop_peer(token);
+                    if peer.tell_eof()
+                        && let Err(error) = peer.conn.eof(now, peer.input.len())
+                    {
+                        self.refuse(core, token, error);
                     }
                     return;
                 }
@@ -208,8 +216,7 @@ impl<S: Side> Bridge<S> {
         if let Some(answer) = self.side.offer(core, token, &mut self.orders) {
             log::info!("an agent was refused ({}): {}", answer.code.name, answer.text);
             let head = std::mem::take(&mut core.head);
-            let id = self.exchanges.number();
-            respond(S::PROGRAM, core, token, &head, id, &answer);
+            self.respond_alone(core, token, &head, &answer);
             core.head = head;
             core.step_again(token);
         }
@@ -217,41 +224,65 @@ impl<S: Side> Bridge<S> {
 
     /// A request that could not be read: its sender is told why, where it can be.
     fn refuse(&mut self, core: &mut Core, token: Token, error: Error) {
-        let id = self.exchanges.number();
-        let head = Head::default();
+        let now = core.now;
         let Some(peer) = core.peer(token) else { return };
-        let remote = peer.remote;
-        let answer = Answer::to_error(error).filter(|_| peer.conn.can_respond());
-        log::debug!("{remote}: refused ({}): it {error}", error.code());
-        match &answer {
-            Some(answer) => drop(respond(S::PROGRAM, core, token, &head, id, answer)),
-            None => core.drop_peer(token),
+        log::debug!("{}: refused ({}): it {error}", peer.remote, error.code());
+        match Answer::to_error(error).filter(|_| peer.conn.can_respond()) {
+            Some(answer) => self.respond_alone(core, token, &Head::default(), &answer),
+            None => {
+                let remote = peer.remote;
+                // What it was told before still reaches it.
+                peer.conn.close(now);
+                core.touch(token);
+                self.line_alone(core, remote, &Head::default(), (0, error.code(), 0));
+            }
         }
-        if self.log.is_on() {
-            self.log.line(&Line {
-                time: core.wall_clock(),
-                id,
-                visitor: &remote,
-                tunnel: "-",
-                method: b"",
-                target: b"",
-                status: answer.map_or(0, |answer| answer.code.status),
-                bytes_in: 0,
-                bytes_out: 0,
-                took: Duration::ZERO,
-                code: Some(error.code()),
-            });
+    }
+
+    /// Answers what is no exchange: a request that could not be read, or was for nobody but us.
+    fn respond_alone(&mut self, core: &mut Core, token: Token, head: &Head, answer: &Answer) {
+        let Some(remote) = core.peer(token).map(|peer| peer.remote) else { return };
+        let id = self.exchanges.number();
+        let length = respond(S::PROGRAM, core, token, head, id, answer);
+        self.line_alone(core, remote, head, (answer.code.status, answer.code.name, length));
+    }
+
+    fn line_alone(
+        &mut self,
+        core: &Core,
+        remote: Remote,
+        head: &Head,
+        (status, code, length): (u16, &'static str, u64),
+    ) {
+        if !self.log.is_on() {
+            return;
         }
+        let id = self.exchanges.number();
+        self.log.line(&Line {
+            time: core.wall_clock(),
+            id,
+            visitor: &remote,
+            tunnel: "-",
+            method: head.method(),
+            target: head.target(),
+            status,
+            bytes_in: 0,
+            bytes_out: length,
+            took: Duration::ZERO,
+            code: Some(code),
+        });
     }
 
     /// A request's head is here.
     fn begin(&mut self, core: &mut Core, front: Token, framing: Framing) {
         let now = core.now;
         let Some((peer, head, config)) = core.hear(front) else { return };
-        let (id, exchange) = self.exchanges.begin(front, peer.remote, framing, now);
+        let mut exchange = self.exchanges.begin(front, peer.remote, framing, now);
         std::mem::swap(&mut exchange.head, head);
-        peer.seat = Seat::Exchange(id);
         exchange.key = peer.key;
+        let connect = exchange.head.method() == b"CONNECT";
+        let id = self.exchanges.insert(exchange);
+        peer.seat = Seat::Exchange(id);
         if framing == Framing::Empty {
             // The end of a message without a body takes no bytes.
             let _ = peer.conn.recv(now, b"", head, config);
@@ -260,7 +291,7 @@ impl<S: Side> Bridge<S> {
         if self.running != Running::Yes {
             return self.answer(core, id, stopping());
         }
-        if exchange.head.method() == b"CONNECT" {
+        if connect {
             let text = "This relay carries HTTP requests; a tunnel for other protocols by CONNECT is not among them.";
             return self.answer(core, id, Answer::new(Code::CONNECT, text));
         }
@@ -268,10 +299,7 @@ impl<S: Side> Bridge<S> {
     }
 
     fn assign(&mut self, core: &mut Core, id: usize) {
-        let Some(exchange) = self.exchanges.get_mut(id) else { return };
-        if exchange.stage != Stage::Waiting {
-            return;
-        }
+        let Some(exchange) = self.exchanges.waiting_mut(id) else { return };
         match self.side.assign(core, id, exchange) {
             Assign::Back(back) => self.attach(core, id, back),
             Assign::Later => {}
@@ -282,7 +310,11 @@ impl<S: Side> Bridge<S> {
 
     /// Sends an exchange that nobody has heard of yet to another loop, its front with it.
     fn hand_over(&mut self, core: &mut Core, id: usize, mailbox: &Mailbox) {
+        if self.exchanges.waiting_mut(id).is_none() {
+            return;
+        }
         let Some(mut exchange) = self.exchanges.end(id) else { return };
+        self.side.forget(id, &exchange);
         let Some(front) = core.detach(exchange.front) else { return };
         exchange.hops += 1;
         exchange.tunnel = NO_KEY;
@@ -310,11 +342,11 @@ impl<S: Side> Bridge<S> {
     /// Gives an exchange its back, and the back its request.
     fn attach(&mut self, core: &mut Core, id: usize, back: Token) {
         let now = core.now;
-        let Some(exchange) = self.exchanges.get_mut(id).filter(|exchange| exchange.stage == Stage::Waiting) else {
+        let Some(exchange) = self.exchanges.waiting_mut(id) else {
             // The one that waited for it is gone: the next one, or a rest.
             return self.let_go(core, back);
         };
-        let Some(peer) = core.tell(back).filter(|peer| peer.is_alive()) else {
+        let Some(peer) = core.tell(back).filter(|peer| peer.can_be_asked()) else {
             self.orders.push(Order::Assign(id));
             return;
         };
@@ -346,10 +378,26 @@ impl<S: Side> Bridge<S> {
         self.mark(id);
         if let Err(error) = sent {
             log::error!("a request could not be written: {error}");
+            self.drop_back(core, id);
             let text = "The request could not be written for the next hop. This is a bug worth a report.";
-            self.back_failed(core, id, BackFault::Protocol(error));
             self.answer(core, id, Answer::new(Code::INTERNAL, text));
         }
+    }
+
+    /// Drops an exchange's back, of which nothing more is wanted. Gives whether it may have had the request, and whether it has
+    /// said anything to it.
+    fn drop_back(&mut self, core: &mut Core, id: usize) -> (bool, bool) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return (false, false) };
+        let (mut reached, mut heard) = (false, exchange.heard);
+        if let Some(back) = exchange.back.take() {
+            if let Some(peer) = core.peer(back) {
+                reached = peer.written > exchange.mark;
+                heard |= !peer.input.is_empty();
+                peer.seat = Seat::Own;
+            }
+            core.drop_peer(back);
+        }
+        (reached, heard)
     }
 
     /// Carries what there is to carry for one exchange.
@@ -380,13 +428,12 @@ impl<S: Side> Bridge<S> {
     fn check_front(&mut self, core: &mut Core, id: usize, carried: bool) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let patience = core.now + core.config.deadlines.half_close;
-        let Some(front) = core.peer(exchange.front) else { return };
-        if !front.has_hung_up() || !front.conn.has_heard_all() {
-            return;
-        }
+        let Some(front) = core.peer(exchange.front).filter(|front| front.has_hung_up()) else { return };
         if exchange.stage == Stage::Waiting {
             // Nobody has heard of this request, and nobody is to.
             self.cancel(core, id, Code::VISITOR_GONE);
+        } else if !front.conn.has_heard_all() {
+            // The rest of the request tells: it is whole, or its end comes early.
         } else if front.wait.is_none() || carried {
             front.wait = Some((patience, Wait::HalfClose));
             core.touch(exchange.front);
@@ -419,6 +466,7 @@ impl<S: Side> Bridge<S> {
         if let Some(peer) = core.peer(front) {
             peer.wait = None;
             peer.fed = false;
+            peer.held = false;
             peer.seat = Seat::Front;
             // Only a pipelined request, or the visitor's end, is there to be looked at already.
             let more = !peer.input.is_empty() || peer.has_hung_up();
@@ -438,9 +486,10 @@ impl<S: Side> Bridge<S> {
     fn let_go(&mut self, core: &mut Core, back: Token) {
         let Some(peer) = core.peer(back) else { return };
         peer.fed = false;
+        peer.held = false;
         peer.wait = None;
         peer.seat = Seat::Own;
-        if peer.is_alive() && peer.conn.is_idle() && peer.input.is_empty() && !peer.is_connecting() {
+        if peer.can_be_asked() && !peer.is_connecting() && !peer.is_deaf() {
             self.side.release(core, back, &mut self.orders);
         } else {
             core.drop_peer(back);
@@ -465,26 +514,29 @@ impl<S: Side> Bridge<S> {
             }
             None => self.side.forget(id, &exchange),
         }
-        if let Some(peer) = core.peer(exchange.front) {
+        let now = core.now;
+        let front = exchange.front;
+        let gone = matches!(code, Code::VISITOR_GONE | Code::WRITE_TIMEOUT);
+        if let Some(peer) = core.peer(front) {
             peer.seat = Seat::Front;
-            if is_http10(&exchange.head) {
+            if gone || peer.is_deaf() {
+                core.drop_peer(front);
+            } else if is_http10(&exchange.head) {
                 // To a visitor of HTTP/1.0 the end of the connection is the end of the body.
                 peer.transport().break_on_close();
+                core.drop_peer(front);
+            } else {
+                // What there is of the answer arrives, and lacks its end.
+                peer.conn.close(now);
+                core.touch(front);
             }
         }
-        core.drop_peer(exchange.front);
         self.exchanges.recycle(exchange);
     }
 
     fn front_failed(&mut self, core: &mut Core, id: usize, error: Error) {
-        let Some(exchange) = self.exchanges.get_mut(id) else { return };
         // What was passed on of the request is not the whole: the back must not take it for that.
-        if let Some(back) = exchange.back.take() {
-            if let Some(peer) = core.peer(back) {
-                peer.seat = Seat::Own;
-            }
-            core.drop_peer(back);
-        }
+        self.drop_back(core, id);
         match Answer::to_error(error) {
             Some(answer) => self.answer(core, id, answer),
             None => self.cancel(core, id, Code::VISITOR_GONE),
@@ -494,20 +546,17 @@ impl<S: Side> Bridge<S> {
     /// The back is of no use. Tries another one if that is safe, else says so.
     fn back_failed(&mut self, core: &mut Core, id: usize, fault: BackFault) {
         let most = core.config.limits.tries;
+        let (reached, heard) = self.drop_back(core, id);
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
-        let mut reached = false;
-        if let Some(back) = exchange.back.take() {
-            if let Some(peer) = core.peer(back) {
-                reached = peer.written > exchange.mark;
-                peer.seat = Seat::Own;
-            }
-            core.drop_peer(back);
-        }
         let unanswered = core.peer(exchange.front).is_some_and(|front| front.conn.can_respond());
         let answer = self.side.fault(exchange, &fault);
         let again = match fault {
-            BackFault::Connect(_) | BackFault::ConnectLate => true,
-            BackFault::Lost(_) => !reached || is_idempotent(exchange.head.method()),
+            BackFault::Connect(_) | BackFault::ConnectLate => {
+                // How many addresses there are is limit enough.
+                exchange.tries -= 1;
+                true
+            }
+            BackFault::Lost(_) => !reached || (!heard && is_idempotent(exchange.head.method())),
             BackFault::Protocol(Error::Peer(Fault::UnexpectedData | Fault::EarlyEnd)) => !reached,
             BackFault::Protocol(_) | BackFault::Late(_) => false,
         };
@@ -547,7 +596,11 @@ impl<S: Side> Bridge<S> {
                 Order::Attach(id, back) => self.attach(core, id, back),
                 Order::Assign(id) => self.assign(core, id),
                 Order::HandOver(id, mailbox) => self.hand_over(core, id, &mailbox),
-                Order::Answer(id, answer) => self.answer(core, id, answer),
+                Order::Answer(id, answer) => {
+                    if self.exchanges.waiting_mut(id).is_some() {
+                        self.answer(core, id, answer);
+                    }
+                }
                 Order::Listen(token) => self.listen(core, token),
             }
         }
@@ -560,8 +613,9 @@ impl<S: Side> App for Bridge<S> {
     fn step(&mut self, core: &mut Core, token: Token) {
         let Some(peer) = core.peer(token) else { return };
         if peer.conn.closing().is_some() {
-            // Lingering: what still comes is thrown away.
-            peer.input.consume(peer.input.len());
+            // What still comes is thrown away.
+            peer.discard();
+            core.touch(token);
             return;
         }
         match peer.seat {
@@ -585,6 +639,7 @@ impl<S: Side> App for Bridge<S> {
 
     fn lost(&mut self, core: &mut Core, token: Token, loss: Loss) {
         let now = core.now;
+        let patience = core.config.deadlines.linger;
         let Some(peer) = core.peer(token) else { return };
         match peer.seat {
             Seat::Front => self.front_lost(core, token, &loss),
@@ -595,6 +650,7 @@ impl<S: Side> App for Bridge<S> {
                 let is_front = self.exchanges.get_mut(id).is_some_and(|exchange| exchange.front == token);
                 let connecting = peer.is_connecting();
                 match loss {
+                    Loss::Late(Wait::Quiet) if !peer.input.is_empty() => self.mark(id),
                     Loss::Late(wait @ Wait::Quiet) => {
                         // The end of this body is its silence.
                         let ended = peer.conn.timeout(now, wait).is_some();
@@ -607,7 +663,16 @@ impl<S: Side> App for Bridge<S> {
                     Loss::Late(_) if connecting => self.back_failed(core, id, BackFault::ConnectLate),
                     Loss::Io(error) if connecting => self.back_failed(core, id, BackFault::Connect(error)),
                     Loss::Late(wait) => self.back_failed(core, id, BackFault::Late(wait)),
-                    Loss::Io(error) => self.back_failed(core, id, BackFault::Lost(Some(error))),
+                    // It hears no more of the request, and may have answered: a 413 to those who send too much.
+                    Loss::Deaf(_) => {
+                        peer.wait = Some((now + patience, Wait::Write));
+                        core.step_again(token);
+                    }
+                    Loss::Io(_) => {
+                        // What had arrived before is understood first.
+                        peer.break_off();
+                        core.step_again(token);
+                    }
                 }
             }
         }
@@ -668,6 +733,10 @@ impl<S: Side> App for Bridge<S> {
         }
     }
 
+    fn is_busy(&self) -> bool {
+        !self.marked.is_empty() || !self.orders.is_empty()
+    }
+
     fn rest(&mut self, _: &mut Core) {
         self.log.flush();
     }
@@ -677,7 +746,8 @@ impl<S: Side> App for Bridge<S> {
             Running::Yes => self.side.exit(),
             Running::Over => Some(0),
             Running::Draining => {
-                let done = self.exchanges.is_empty() && core.peers().all(|(_, peer)| peer.output.is_empty());
+                let done = self.exchanges.is_empty()
+                    && core.peers().all(|(_, peer)| peer.output.is_empty() && !peer.is_lingering());
                 done.then_some(0)
             }
         }
@@ -694,12 +764,11 @@ impl<S: Side> Bridge<S> {
 
     fn front_lost(&mut self, core: &mut Core, token: Token, loss: &Loss) {
         if let Loss::Late(Wait::Head) = loss {
-            let seconds = core.config.deadlines.head.as_secs();
+            let seconds = core.config.deadlines.head.as_secs_f32();
             let text = format!("The request's head was not complete within {seconds} s of its first byte.");
             let answer = Answer::new(Code::HEAD_TIMEOUT, text);
-            let id = self.exchanges.number();
             if core.peer(token).is_some_and(|peer| peer.conn.can_respond()) {
-                return respond_only(S::PROGRAM, core, token, id, &answer);
+                return self.respond_alone(core, token, &Head::default(), &answer);
             }
         }
         core.drop_peer(token);
@@ -707,19 +776,19 @@ impl<S: Side> Bridge<S> {
 
     fn front_of_exchange_lost(&mut self, core: &mut Core, id: usize, loss: Loss) {
         match loss {
-            Loss::Late(Wait::Link) => {
+            Loss::Late(wait @ (Wait::Link | Wait::Connect)) => {
                 let Some(exchange) = self.exchanges.get_mut(id) else { return };
-                let fault = BackFault::Late(Wait::Link);
+                let fault = BackFault::Late(wait);
                 let answer = exchange.failure.take().unwrap_or_else(|| self.side.fault(exchange, &fault));
                 self.answer(core, id, answer);
             }
             Loss::Late(Wait::Body) => {
-                let seconds = core.config.deadlines.body.as_secs();
+                let seconds = core.config.deadlines.body.as_secs_f32();
                 let text = format!("The request's body stopped coming: nothing arrived for {seconds} s.");
                 self.answer(core, id, Answer::new(Code::BODY_TIMEOUT, text));
             }
             Loss::Late(Wait::Write) => self.cancel(core, id, Code::WRITE_TIMEOUT),
-            Loss::Late(_) | Loss::Io(_) => self.cancel(core, id, Code::VISITOR_GONE),
+            Loss::Late(_) | Loss::Io(_) | Loss::Deaf(_) => self.cancel(core, id, Code::VISITOR_GONE),
         }
     }
 }
@@ -734,6 +803,18 @@ enum Heard {
 
 fn stopping() -> Answer {
     Answer::new(Code::STOPPING, "The program is being stopped and takes no new requests.")
+}
+
+/// Whether the bytes of `from` have to wait until `to` takes what it has.
+fn hold(from: &mut Peer, to: &mut Peer, most: usize, now: Instant) -> bool {
+    let full = to.output.len() >= most;
+    if full {
+        to.fed = true;
+    } else if from.held {
+        from.conn.touch(now);
+    }
+    from.held = full;
+    full
 }
 
 /// Carries the request's body from the front to the back.
@@ -754,11 +835,10 @@ fn ask(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
     let Some((from, to, head, config)) = core.between(exchange.front, back) else {
         return Flow::Back(BackFault::Lost(None));
     };
-    if from.conn.has_heard_all() || !to.conn.is_speaking() {
+    if from.conn.has_heard_all() || !to.conn.is_speaking() || to.is_deaf() {
         return Flow::Still;
     }
-    if to.output.len() >= most {
-        to.fed = true;
+    if hold(from, to, most, now) {
         return Flow::Still;
     }
     let (used, event) = match from.conn.recv(now, from.input.bytes(), head, config) {
@@ -795,11 +875,7 @@ fn home(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
     let Some((from, to, head, config)) = core.between(back, exchange.front) else {
         return Flow::Back(BackFault::Lost(None));
     };
-    if from.is_connecting() {
-        return Flow::Still;
-    }
-    if to.output.len() >= most {
-        to.fed = true;
+    if from.is_connecting() || hold(from, to, most, now) {
         return Flow::Still;
     }
     if exchange.stage == Stage::Ending {
@@ -814,8 +890,12 @@ fn home(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
     };
     let Some(event) = event else {
         from.input.consume(used);
+        if from.broken {
+            return Flow::Back(BackFault::Lost(None));
+        }
         return if from.tell_eof() { back_ended(from, to, now) } else { Flow::Still };
     };
+    exchange.heard = true;
     let flow = match event {
         Event::Informational => inform(to, head),
         Event::Response(framing) => {
@@ -838,7 +918,7 @@ fn home(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
 }
 
 /// The back's bytes have ended: that completes a response, or breaks it.
-fn back_ended(from: &mut Peer, to: &mut Peer, now: ptth_proto::time::Instant) -> Flow {
+fn back_ended(from: &mut Peer, to: &mut Peer, now: Instant) -> Flow {
     match from.conn.eof(now, from.input.len()) {
         Ok(Some(Event::End { .. })) => match to.conn.send_end(now, None, to.output.vec()) {
             Ok(()) => Flow::Over,
@@ -857,7 +937,7 @@ fn inform(to: &mut Peer, head: &Head) -> Result<Flow, Error> {
     Ok(Flow::Moved)
 }
 
-fn begin_response(to: &mut Peer, head: &Head, framing: Framing, now: ptth_proto::time::Instant) -> Result<Flow, Error> {
+fn begin_response(to: &mut Peer, head: &Head, framing: Framing, now: Instant) -> Result<Flow, Error> {
     // A response to HEAD and a 304 say the length of the body that they don't have.
     let body = match framing {
         Framing::Empty => content_length(&head.fields)?.map_or(Body::None, Body::Length),
@@ -869,7 +949,7 @@ fn begin_response(to: &mut Peer, head: &Head, framing: Framing, now: ptth_proto:
     Ok(Flow::Moved)
 }
 
-/// Sends an answer of our own. Gives the length of its page.
+/// Sends an answer of our own. Gives how much body it has.
 fn respond(program: &str, core: &mut Core, front: Token, head: &Head, id: u64, answer: &Answer) -> u64 {
     let (now, date) = (core.now, core.wall_clock());
     let Some(peer) = core.tell(front) else { return 0 };
@@ -877,6 +957,7 @@ fn respond(program: &str, core: &mut Core, front: Token, head: &Head, id: u64, a
     let page = answer.page(program, id, json);
     let status = (answer.code.status, ptth_proto::wire::head::reason(answer.code.status).as_bytes());
     let length = page.len() as u64;
+    let shown = if peer.conn.asked() == Asked::Head { 0 } else { length };
     let sent = peer
         .conn
         .send_response(now, peer.output.vec(), status, Body::Length(length), |fields| {
@@ -888,11 +969,7 @@ fn respond(program: &str, core: &mut Core, front: Token, head: &Head, id: u64, a
         log::error!("an answer could not be written: {error}");
         core.drop_peer(front);
     }
-    length
-}
-
-fn respond_only(program: &str, core: &mut Core, front: Token, id: u64, answer: &Answer) {
-    respond(program, core, front, &Head::default(), id, answer);
+    shown
 }
 
 /// Whether a message is of HTTP/1.0.

@@ -16,17 +16,21 @@ use mio::{Interest, Registry, Token};
 /// Connections that may wait to be accepted: the most that Linux allows by itself.
 const BACKLOG: i32 = 4096;
 
-/// Listens on an address. `shared`: several loops do, and the system deals the connections out among them.
+/// Listens on an address. `shared`: several loops do, and the system deals the connections out among them. What is set for the
+/// listening socket holds for every connection that it accepts (Linux, the BSDs), without a call for each.
 ///
 /// # Errors
 /// When the address can't be had.
-pub fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+pub fn listen(address: SocketAddr, shared: bool, keep_alive: Duration) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
     // A relay that was restarted must not wait for its old connections to be forgotten.
     socket.set_reuse_address(true)?;
     if shared {
         socket.set_reuse_port(true)?;
     }
+    socket.set_tcp_nodelay(true)?;
+    // A visitor that vanished in a silent stream would hold its link for as long as that may last.
+    watch(&socket, keep_alive);
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
@@ -125,14 +129,22 @@ impl Transport {
         }
     }
 
-    /// Watches a connection that may be silent for hours: probes after `idle`, and gives up on it, and on bytes that are not
-    /// acknowledged, after twice that time.
+    /// Watches a connection that may be silent for hours: probes after `idle`, and gives up on it after twice that time.
     pub fn keep_alive(&self, idle: Duration) {
-        let Transport::Tcp(stream) = self else { return };
-        let socket = socket2::SockRef::from(stream);
-        let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(idle / 3).with_retries(3);
-        // Where the system lacks one of them, a dead link is noticed later: nothing that could be done about it here.
-        let _ = socket.set_tcp_keepalive(&probes);
-        let _ = socket.set_tcp_user_timeout(Some(idle * 2));
+        if let Transport::Tcp(stream) = self {
+            watch(&socket2::SockRef::from(stream), idle);
+        }
     }
+}
+
+/// Probes after `idle`, three times a third of it apart.
+///
+/// Not the user timeout as well: on Linux it would take the place of the probes' count, and end a connection whose reader rests,
+/// which is nobody's fault; bytes that nobody takes have a deadline of ours.
+fn watch(socket: &socket2::Socket, idle: Duration) {
+    let interval = (idle / 3).max(Duration::from_secs(1));
+    let idle = idle.max(Duration::from_secs(1));
+    let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(3);
+    // Where the system can't, a dead peer is noticed later: nothing that could be done about it here.
+    let _ = socket.set_tcp_keepalive(&probes);
 }

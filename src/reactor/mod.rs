@@ -45,6 +45,9 @@ const ACCEPTS: usize = 64;
 /// How long accepting rests when there are no descriptors left; those that wait stay in the kernel's queue.
 const ACCEPT_REST: Duration = Duration::from_millis(500);
 
+/// Descriptors that run out again within this time have not been enough in between: that is no news.
+const FULL_AGAIN: Duration = Duration::from_secs(60);
+
 /// Timers of peers that are gone, before the queue is rid of them: too few to be worth the walk below this.
 const STALE_TIMERS: usize = 1024;
 
@@ -56,8 +59,10 @@ const LISTENERS: usize = usize::MAX - 1024;
 /// Why a peer was lost.
 #[derive(Debug)]
 pub enum Loss {
-    /// The socket failed; also when it could not be connected.
+    /// The socket could not be connected, or reading it failed.
     Io(io::Error),
+    /// The socket takes nothing more; what the peer has sent before may still be there to be read.
+    Deaf(io::Error),
     /// A deadline passed.
     Late(Wait),
 }
@@ -107,6 +112,8 @@ pub trait App {
     fn message(&mut self, core: &mut Core, message: Message);
     /// The process was asked to stop.
     fn stop(&mut self, core: &mut Core);
+    /// Whether the app has something to do at once, whatever the sockets say.
+    fn is_busy(&self) -> bool;
     /// The turn is over and the loop may sleep: time for what can wait until then.
     fn rest(&mut self, core: &mut Core);
     /// Whether the loop is to end, and with what.
@@ -143,8 +150,8 @@ pub struct Core {
     stale_timers: usize,
     listeners: Vec<Listener>,
     accept: Accept,
-    /// It was said that there are no descriptors left, and nobody was let in since.
-    said_full: bool,
+    /// When there were last no descriptors left.
+    said_full: Option<Instant>,
     /// Peers to read in the next turn although the poll has nothing new of them.
     reads: Vec<Token>,
     /// Peers to step.
@@ -172,7 +179,8 @@ impl Core {
     /// # Errors
     /// When the address can't be had.
     pub fn listen(&mut self, address: SocketAddr, shared: bool) -> io::Result<SocketAddr> {
-        let mut socket = net::listen(address, shared)?;
+        let keep_alive = self.config.deadlines.keepalive;
+        let mut socket = net::listen(address, shared, keep_alive)?;
         let at = socket.local_addr()?;
         self.registry.register(&mut socket, Token(LISTENERS + self.listeners.len()), Interest::READABLE)?;
         self.listeners.push(Listener { socket, ready: false });
@@ -194,9 +202,6 @@ impl Core {
     pub fn add(&mut self, mut transport: Transport, remote: Remote, conn: Conn, connecting: bool) -> io::Result<Token> {
         let token = self.peers.next_token();
         transport.register(&self.registry, token)?;
-        if !connecting {
-            transport.no_delay();
-        }
         let token = self.peers.insert(Peer::new(transport, remote, conn, connecting, self.now));
         self.touch(token);
         Ok(token)
@@ -230,11 +235,6 @@ impl Core {
         let (from, to) = peers.pair_mut(from, to)?;
         to.prepare(*now, pool);
         Some((from, to, head, &*config))
-    }
-
-    /// How many peers there are.
-    pub fn peer_count(&self) -> usize {
-        self.peers.len()
     }
 
     /// All peers.
@@ -345,7 +345,7 @@ impl<A: App> Reactor<A> {
             stale_timers: 0,
             listeners: Vec::new(),
             accept: Accept::Open,
-            said_full: false,
+            said_full: None,
             reads: Vec::new(),
             steps: VecDeque::new(),
             touched: Vec::new(),
@@ -391,7 +391,8 @@ impl<A: App> Reactor<A> {
 
     fn wait(&mut self) -> io::Result<()> {
         let core = &mut self.core;
-        let busy = !core.reads.is_empty() || !core.steps.is_empty() || core.knocks();
+        let listed = [core.reads.len(), core.steps.len(), core.touched.len(), core.dead.len()];
+        let busy = listed.iter().any(|list| *list > 0) || core.knocks() || self.app.is_busy();
         let timeout = if busy {
             Some(Duration::ZERO)
         } else {
@@ -464,11 +465,11 @@ impl<A: App> Reactor<A> {
             }
             let flushed = peer.flush(core.now);
             if let Err(error) = flushed {
-                peer.output.clear();
-                app.lost(core, token, Loss::Io(error));
+                peer.go_deaf();
+                app.lost(core, token, Loss::Deaf(error));
                 continue;
             }
-            if peer.wind_up() {
+            if peer.wind_up(core.now) {
                 peer.die();
                 core.dead.push(token);
                 continue;
@@ -497,7 +498,7 @@ impl<A: App> Reactor<A> {
     fn expire(&mut self) {
         let Reactor { core, app, .. } = self;
         let mut due = false;
-        while let Some(key) = core.timers.pop(core.now) {
+        while let Some((at, key)) = core.timers.pop(core.now) {
             due = true;
             match key {
                 Key::Accept => {
@@ -507,7 +508,7 @@ impl<A: App> Reactor<A> {
                     }
                 }
                 Key::App(key) => app.timer(core, key),
-                Key::Peer(token) => core.expire_peer(app, token),
+                Key::Peer(token) => core.expire_peer(app, token, at),
             }
         }
         if due {
@@ -557,8 +558,12 @@ impl Core {
         }
     }
 
-    fn expire_peer(&mut self, app: &mut impl App, token: Token) {
+    fn expire_peer(&mut self, app: &mut impl App, token: Token, entry: Instant) {
         let Some(peer) = self.peers.get_mut(token).filter(|peer| !peer.is_dead()) else { return };
+        if peer.armed != Some(entry) {
+            // An older entry: the one that counts is still in the queue.
+            return;
+        }
         peer.armed = None;
         self.touch(token);
         let Some(peer) = self.peers.get_mut(token) else { return };
@@ -567,9 +572,7 @@ impl Core {
             return;
         }
         match wait {
-            Wait::Linger => {
-                peer.conn.timeout(self.now, wait);
-            }
+            Wait::Linger => self.drop_peer(token),
             _ => app.lost(self, token, Loss::Late(wait)),
         }
     }
@@ -594,7 +597,6 @@ impl Core {
     }
 
     fn welcome(&mut self, app: &mut impl App, transport: Transport, address: SocketAddr, listener: usize) {
-        self.said_full = false;
         match self.add(transport, Remote::Ip(address), Conn::server(self.now), false) {
             Ok(token) => app.accepted(self, token, listener),
             Err(error) => log::warn!("can't watch the connection from {address}: {error}"),
@@ -602,24 +604,29 @@ impl Core {
     }
 
     fn not_accepted(&mut self, number: usize, error: &io::Error) {
-        // EMFILE and ENFILE: the numbers are the same on every Unix.
-        const NO_DESCRIPTORS: [i32; 2] = [24, 23];
         match error.kind() {
             io::ErrorKind::WouldBlock => self.listeners[number].ready = false,
-            _ if error.raw_os_error().is_some_and(|code| NO_DESCRIPTORS.contains(&code)) => {
-                if !self.said_full {
-                    self.said_full = true;
-                    log::warn!(
-                        "out of file descriptors with {} connections open: new ones wait until some are closed \
-                         (raise the limit with `ulimit -n`)",
-                        self.peers.len()
-                    );
+            // The visitor was gone before it was let in: the next one may be fine.
+            io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted => {}
+            // EMFILE, ENFILE, no memory: nothing that trying again at once would change. Said once for each time that it
+            // begins, however often it is run into until it is over.
+            _ => {
+                if self.said_full.is_none_or(|said| self.now.since(said) > FULL_AGAIN) {
+                    let open = self.peers.len();
+                    // EMFILE and ENFILE: the numbers are the same on every Unix.
+                    if matches!(error.raw_os_error(), Some(23 | 24)) {
+                        log::warn!(
+                            "out of file descriptors with {open} connections open: new ones wait until some are closed \
+                             (raise the limit with `ulimit -n`)"
+                        );
+                    } else {
+                        log::warn!("can't accept connections with {open} open: {error}; new ones wait");
+                    }
                 }
+                self.said_full = Some(self.now);
                 self.accept = Accept::Resting;
                 self.timers.set(self.now + ACCEPT_REST, Key::Accept);
             }
-            // The visitor was gone before it was let in, or the system had a hiccup: the next one may be fine.
-            _ => log::debug!("a connection could not be accepted: {error}"),
         }
     }
 }

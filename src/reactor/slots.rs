@@ -4,7 +4,9 @@
 use mio::Token;
 
 /// Bits of a token that name the place; the others count its tenants.
-const PLACE_BITS: u32 = 32;
+const PLACE_BITS: u32 = usize::BITS / 2;
+/// The generations that fit beside them, with room above for tokens that are none of ours.
+const GENERATIONS: u32 = u32::MAX >> (u32::BITS - PLACE_BITS + 2);
 
 #[derive(Debug)]
 struct Slot<T> {
@@ -71,7 +73,7 @@ impl<T> Slots<T> {
     pub fn remove(&mut self, token: Token) -> Option<T> {
         let place = self.slot(token)?;
         let value = self.slots[place].value.take()?;
-        self.slots[place].generation = self.slots[place].generation.wrapping_add(1) & (u32::MAX >> 2);
+        self.slots[place].generation = self.slots[place].generation.wrapping_add(1) & GENERATIONS;
         self.free.push(place);
         Some(value)
     }

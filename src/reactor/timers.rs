@@ -25,13 +25,9 @@ impl<K: Ord> Timers<K> {
     }
 
     /// How many entries there are.
+    #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> usize {
         self.heap.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.heap.is_empty()
     }
 
     /// Keeps only these.
@@ -44,11 +40,11 @@ impl<K: Ord> Timers<K> {
         self.heap.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// The next one that is due by now.
-    pub fn pop(&mut self, now: Instant) -> Option<K> {
+    /// The next one that is due by now, and when it was to be woken.
+    pub fn pop(&mut self, now: Instant) -> Option<(Instant, K)> {
         if self.next()? > now {
             return None;
         }
-        self.heap.pop().map(|Reverse((_, key))| key)
+        self.heap.pop().map(|Reverse(entry)| entry)
     }
 }

@@ -19,7 +19,7 @@ use ptth_proto::conn::Config;
 use ptth_proto::error::Error;
 use ptth_proto::limits::Wait;
 use ptth_proto::wire::fields::Name;
-use ptth_proto::wire::head::FieldWriter;
+use ptth_proto::wire::head::{FieldWriter, split_port};
 
 use crate::answer::{Answer, Code};
 use crate::bridge::exchange::Exchange;
@@ -85,7 +85,8 @@ pub fn start(settings: Settings) -> Result<(Vec<Worker>, Vec<SocketAddr>), Strin
             tunnels: Registry::new(config.limits.tunnels, config.limits.links),
             workers: Workers::new(Arc::clone(&directory), me),
         };
-        let reactor = Reactor::new(Bridge::new(relay, access_log), config.clone());
+        let bridge = Bridge::numbered(relay, access_log, me as u64 + 1, workers as u64);
+        let reactor = Reactor::new(bridge, config.clone());
         reactors.push(reactor.map_err(|error| format!("no event loop: {error}"))?);
     }
     Workers::introduce(&directory, reactors.iter().map(|reactor| reactor.core.mailbox()).collect());
@@ -130,7 +131,7 @@ fn listen_on(reactors: &mut [Worker], address: SocketAddr) -> io::Result<SocketA
         return only.core.listen(address, false);
     }
     // A port that is shared can be shared with another process, unnoticed: so first see whether it can be had alone.
-    let mut at = net::listen(address, false)?.local_addr()?;
+    let mut at = net::listen(address, false, Duration::from_secs(1))?.local_addr()?;
     for reactor in reactors {
         at = reactor.core.listen(at, true)?;
     }
@@ -211,7 +212,7 @@ impl Side for Relay {
                         digits, `-` and `_`, or nothing for the tunnel `default`.";
             return Some(Answer::new(Code::BAD_NAME, text));
         };
-        let Some(tunnel) = self.tunnels.find_or_make(name.as_str()) else {
+        let Some(tunnel) = self.tunnels.claim(name.as_str()) else {
             let text = "This relay has as many tunnels as it may have.";
             return Some(Answer::new(Code::TOO_MANY_TUNNELS, text));
         };
@@ -251,7 +252,7 @@ impl Side for Relay {
                 self.link_is_idle(peer.key, token, orders);
             }
             Loss::Late(_) => core.drop_peer(token),
-            Loss::Io(error) => {
+            Loss::Io(error) | Loss::Deaf(error) => {
                 log::debug!("a link from {} broke: {error}", peer.remote);
                 core.drop_peer(token);
             }
@@ -295,7 +296,8 @@ impl Side for Relay {
                 ["", ""]
             }
         };
-        let known = |name| trusted && head.fields.has(name);
+        // What a trusted proxy has said, unless it said so to us alone.
+        let known = |name| trusted && head.fields.end_to_end().any(|field| field.known == name);
         fields.field("X-Forwarded-For", visitor.as_bytes());
         if !known(Name::XForwardedProto) {
             fields.field("X-Forwarded-Proto", "http");
@@ -312,6 +314,15 @@ impl Side for Relay {
     fn fault(&self, exchange: &Exchange, fault: &BackFault) -> Answer {
         let name = self.tunnels.name(exchange.tunnel);
         let (code, text) = match fault {
+            BackFault::Late(Wait::Link) if self.tunnels.links(exchange.tunnel) == 0 && self.is_stray(exchange) => (
+                Code::NO_LINK,
+                format!(
+                    "The host `{}` is not under this relay's domain `{}` (--domain), so the request is for the tunnel \
+                     `{name}`; and no agent is connected as that.",
+                    String::from_utf8_lossy(route::authority(&exchange.head)),
+                    self.domain
+                ),
+            ),
             BackFault::Late(Wait::Link) if self.tunnels.links(exchange.tunnel) == 0 => (
                 Code::NO_LINK,
                 format!(
@@ -357,7 +368,7 @@ impl Side for Relay {
     /// The timers are those of tunnels without a link.
     fn timer(&mut self, _: &mut Core, key: usize, _: &mut Vec<Order>) {
         if let Some(name) = self.tunnels.settle_down(key)
-            && self.workers.links(&name) == 0
+            && self.workers.is_down(&name)
         {
             log::info!("tunnel `{name}` is down: no agent is connected");
         }
@@ -393,14 +404,27 @@ impl Side for Relay {
 }
 
 impl Relay {
+    /// Whether the request looks as if it meant another tunnel than `default`: its host has a name in front of a domain that is
+    /// not ours.
+    fn is_stray(&self, exchange: &Exchange) -> bool {
+        let host = split_port(route::authority(&exchange.head)).map_or(&b""[..], |(host, _)| host);
+        let ours = host.eq_ignore_ascii_case(self.domain.as_bytes());
+        let address = std::str::from_utf8(host).is_ok_and(|host| host.parse::<std::net::Ipv4Addr>().is_ok());
+        exchange.cut == 0
+            && !ours
+            && !address
+            && host.contains(&b'.')
+            && route::route(&exchange.head, self.domain.as_bytes()).name.as_str() == "default"
+    }
+
     /// Takes an agent's connection as a link.
     fn take_link(&mut self, core: &mut Core, token: Token, tunnel: usize, orders: &mut Vec<Order>) {
         let now = core.now;
         let keep_alive = core.config.deadlines.keepalive;
+        let taken = self.tunnels.add_link(tunnel, |link| is_free(core, link));
         let Some(peer) = core.tell(token) else { return };
         peer.seat = Seat::Own;
         peer.key = tunnel;
-        let taken = self.tunnels.add_link(tunnel);
         let name = self.tunnels.name(tunnel);
         if let Err(error) = peer.conn.accept(now, peer.output.vec()) {
             log::error!("an offer could not be answered: {error}");
@@ -409,7 +433,7 @@ impl Relay {
         peer.transport().keep_alive(keep_alive);
         let (remote, idle) = (peer.remote, peer.conn.is_idle());
         match taken {
-            Taken::First if self.workers.links(name) <= 1 => {
+            Taken::First if self.workers.is_up(name) => {
                 log::info!("tunnel `{name}` is up: an agent has connected from {remote}")
             }
             Taken::First | Taken::More => log::debug!("tunnel `{name}`: another link, from {remote}"),
@@ -425,7 +449,7 @@ impl Relay {
 
     /// Takes a link that registered with another worker and was dealt to this one.
     fn link_dealt(&mut self, core: &mut Core, peer: Box<Peer>, name: &TunnelName, orders: &mut Vec<Order>) {
-        let tunnel = self.tunnels.find_or_make(name.as_str());
+        let tunnel = self.tunnels.claim(name.as_str());
         match (tunnel, core.adopt(peer)) {
             (Some(tunnel), Ok(token)) => self.take_link(core, token, tunnel, orders),
             (_, token) => {
@@ -490,7 +514,7 @@ fn wait_name(wait: Wait) -> &'static str {
 
 /// Whether a parked link can take a request.
 fn is_free(core: &mut Core, link: Token) -> bool {
-    core.peer(link).is_some_and(|peer| peer.is_alive() && peer.seat == Seat::Own && peer.conn.is_idle())
+    core.peer(link).is_some_and(|peer| peer.seat == Seat::Own && peer.can_be_asked())
 }
 
 /// An address as text, on the stack.

@@ -35,6 +35,8 @@ pub struct Registry {
     tunnels: Vec<Option<Tunnel>>,
     free: Vec<usize>,
     by_name: HashMap<String, usize>,
+    /// Tunnels with an agent, or with one a moment ago.
+    served: usize,
     most_tunnels: usize,
     most_links: usize,
 }
@@ -42,15 +44,27 @@ pub struct Registry {
 impl Registry {
     /// No tunnels; at most so many, with at most so many links each.
     pub fn new(most_tunnels: usize, most_links: usize) -> Registry {
-        Registry { tunnels: Vec::new(), free: Vec::new(), by_name: HashMap::new(), most_tunnels, most_links }
+        Registry { tunnels: Vec::new(), free: Vec::new(), by_name: HashMap::new(), served: 0, most_tunnels, most_links }
     }
 
-    /// The tunnel of a name, made when there is none. `None` when there are too many.
+    /// The tunnel of a name that a visitor asks for, made when there is none. `None` when too many names without an agent are
+    /// asked for: those have a bound of their own, so that nobody can keep agents out by asking for names.
     pub fn find_or_make(&mut self, name: &str) -> Option<usize> {
+        let room = self.by_name.len() - self.served < self.most_tunnels;
+        self.get_or_make(name, room)
+    }
+
+    /// The tunnel of a name that an agent offers, made when there is none. `None` when there are too many.
+    pub fn claim(&mut self, name: &str) -> Option<usize> {
+        let room = self.served < self.most_tunnels;
+        self.get_or_make(name, room)
+    }
+
+    fn get_or_make(&mut self, name: &str, room: bool) -> Option<usize> {
         if let Some(tunnel) = self.by_name.get(name) {
             return Some(*tunnel);
         }
-        if self.by_name.len() >= self.most_tunnels {
+        if !room {
             return None;
         }
         let tunnel = self.free.pop().unwrap_or_else(|| {
@@ -136,21 +150,18 @@ impl Registry {
     }
 
     /// A new link: it always gets in.
-    pub fn add_link(&mut self, tunnel: usize) -> Taken {
+    pub fn add_link(&mut self, tunnel: usize, is_free: impl FnMut(Token) -> bool) -> Taken {
         let most = self.most_links;
-        let Some(tunnel) = self.get_mut(tunnel) else { return Taken::More };
-        tunnel.links += 1;
-        if !std::mem::replace(&mut tunnel.up, true) {
+        let Some(entry) = self.get_mut(tunnel) else { return Taken::More };
+        entry.links += 1;
+        if !std::mem::replace(&mut entry.up, true) {
+            self.served += 1;
             return Taken::First;
         }
-        match tunnel.idle.front() {
-            Some(oldest) if tunnel.links > most => {
-                let oldest = *oldest;
-                tunnel.idle.pop_front();
-                Taken::InPlaceOf(oldest)
-            }
-            _ => Taken::More,
+        if entry.links <= most {
+            return Taken::More;
         }
+        self.take_idle(tunnel, is_free).map_or(Taken::More, Taken::InPlaceOf)
     }
 
     /// A link is gone. True when it was the last one.
@@ -176,6 +187,7 @@ impl Registry {
             return None;
         }
         let news = std::mem::replace(&mut entry.up, false).then(|| entry.name.clone());
+        self.served -= usize::from(news.is_some());
         self.drop_unused(tunnel);
         news
     }
@@ -201,7 +213,7 @@ mod tests {
         let mut registry = Registry::new(10, 10);
         let t = registry.find_or_make("a").unwrap();
         for n in 0..3 {
-            registry.add_link(t);
+            registry.add_link(t, |_| true);
             registry.park(t, Token(n));
         }
         assert_eq!(registry.take_idle(t, |_| true), Some(Token(0)));
@@ -215,10 +227,10 @@ mod tests {
     fn the_newest_gets_in_for_the_oldest_idle() {
         let mut registry = Registry::new(10, 2);
         let t = registry.find_or_make("a").unwrap();
-        assert_eq!(registry.add_link(t), Taken::First);
+        assert_eq!(registry.add_link(t, |_| true), Taken::First);
         registry.park(t, Token(1));
-        assert_eq!(registry.add_link(t), Taken::More);
-        assert_eq!(registry.add_link(t), Taken::InPlaceOf(Token(1)));
+        assert_eq!(registry.add_link(t, |_| true), Taken::More);
+        assert_eq!(registry.add_link(t, |_| true), Taken::InPlaceOf(Token(1)));
     }
 
     #[test]
@@ -230,10 +242,23 @@ mod tests {
         registry.drop_unused(t);
         assert!(registry.forget(t, 7) && !registry.forget(t, 7));
         registry.drop_unused(t);
-        let t = registry.find_or_make("b").unwrap();
-        registry.add_link(t);
+        let t = registry.claim("b").unwrap();
+        registry.add_link(t, |_| true);
+        assert_eq!(registry.claim("c"), None);
         assert!(registry.remove_link(t, |_| false));
         assert_eq!(registry.settle_down(t), Some("b".into()));
         assert!(registry.find_or_make("c").is_some());
+    }
+
+    #[test]
+    fn names_that_are_only_asked_for_keep_no_agent_out() {
+        let mut registry = Registry::new(2, 2);
+        let asked: Vec<_> = ["a", "b", "c"].iter().map(|name| registry.find_or_make(name)).collect();
+        assert_eq!(asked[2], None);
+        for name in ["a", "d"] {
+            let t = registry.claim(name).unwrap();
+            registry.add_link(t, |_| true);
+        }
+        assert_eq!(registry.claim("e"), None);
     }
 }

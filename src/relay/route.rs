@@ -117,6 +117,8 @@ pub fn name_of_path(target: &[u8]) -> Option<TunnelName> {
 /// The target as the agent is to see it: in origin form, without what names the tunnel.
 pub fn target(head: &Head, cut: usize) -> Cow<'_, [u8]> {
     match path(head).get(cut..) {
+        // RFC 9112 §3.2.4: OPTIONS of a whole server by its URL becomes `*` at the last hop that sees the URL.
+        Some([]) if cut == 0 && head.method() == b"OPTIONS" => Cow::Borrowed(b"*"),
         None | Some([]) => Cow::Borrowed(b"/"),
         Some(query @ [b'?', ..]) => Cow::Owned([b"/", query].concat()),
         Some(rest) => Cow::Borrowed(rest),
@@ -163,6 +165,7 @@ mod tests {
             assert_eq!(&target(&head, routed.cut)[..], passed.as_bytes(), "{target_} {host}");
         }
         assert_eq!(&target(&request("OPTIONS", "*", "x"), 0)[..], b"*");
+        assert_eq!(&target(&request("OPTIONS", "http://x", "x"), 0)[..], b"*");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! links where. It is looked at when a link registers and when a request finds no link on its own worker, never on the way of a
 //! request that does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -29,6 +29,8 @@ pub enum Word {
 pub struct Directory {
     mailboxes: OnceLock<Vec<Mailbox>>,
     tunnels: Mutex<HashMap<String, Entry>>,
+    /// Tunnels that were said to be up.
+    up: Mutex<HashSet<String>>,
     waiting: AtomicUsize,
 }
 
@@ -106,9 +108,19 @@ impl Workers {
         self.change(tunnel, |entry| entry.links[self.me] = entry.links[self.me].saturating_sub(1));
     }
 
-    /// Links of this tunnel on all workers.
-    pub fn links(&self, tunnel: &str) -> usize {
-        self.tunnels().get(tunnel).map_or(0, |entry| entry.links.iter().sum())
+    /// A tunnel has a link here. True when that is news.
+    pub fn is_up(&self, tunnel: &str) -> bool {
+        self.up().insert(tunnel.into())
+    }
+
+    /// A tunnel has none here any more. True when it has none anywhere, and that is news.
+    pub fn is_down(&self, tunnel: &str) -> bool {
+        let links: usize = self.tunnels().get(tunnel).map_or(0, |entry| entry.links.iter().sum());
+        links == 0 && self.up().remove(tunnel)
+    }
+
+    fn up(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.directory.up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Another worker that has links of this tunnel, the most of all.

@@ -69,7 +69,7 @@ pub fn framing(head: &Head, asked: Option<Asked>) -> Result<Framing, Error> {
         if head.version() == Version::Http10 {
             return Err(Fault::CodingInHttp10.into());
         }
-        let mut codings = fields.list(Name::TransferEncoding);
+        let mut codings = fields.all(Name::TransferEncoding);
         return match (codings.next(), codings.next()) {
             (Some(only), None) if only.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
             _ => Err(Fault::Coding.into()),
@@ -148,6 +148,8 @@ mod tests {
             ("Transfer-Encoding: identity\r\n", Err(Fault::Coding)),
             ("Transfer-Encoding: xchunked\r\n", Err(Fault::Coding)),
             ("Transfer-Encoding:\r\n", Err(Fault::Coding)),
+            ("Transfer-Encoding: chunked,\r\n", Err(Fault::Coding)),
+            ("Transfer-Encoding: , chunked\r\n", Err(Fault::Coding)),
             ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Err(Fault::Coding)),
             (BOTH, Err(Fault::LengthAndCoding)),
         ] {

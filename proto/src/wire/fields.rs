@@ -53,7 +53,7 @@ pub enum Name {
     XForwardedFor,
     XForwardedHost,
     XForwardedProto,
-    /// `X-Real-IP` and any other `X-Forwarded-…`: what servers behind proxies are known to believe.
+    /// `X-Real-IP`, any other `X-Forwarded-…`, and their like: what servers behind proxies are known to believe.
     XForwardedOther,
     /// Any other name.
     Other,
@@ -74,7 +74,6 @@ impl Name {
             7 if is(b"upgrade") => Name::Upgrade,
             7 if is(b"trailer") => Name::Trailer,
             9 if is(b"forwarded") => Name::Forwarded,
-            9 if is(b"x-real-ip") => Name::XForwardedOther,
             10 if is(b"connection") => Name::Connection,
             10 if is(b"keep-alive") => Name::KeepAlive,
             10 if is(b"user-agent") => Name::UserAgent,
@@ -90,7 +89,7 @@ impl Name {
             17 if is(b"x-forwarded-proto") => Name::XForwardedProto,
             18 if is(b"proxy-authenticate") => Name::ProxyAuthenticate,
             19 if is(b"proxy-authorization") => Name::ProxyAuthorization,
-            12.. if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => Name::XForwardedOther,
+            _ if is_identity(name) => Name::XForwardedOther,
             _ => Name::Other,
         }
     }
@@ -124,6 +123,24 @@ impl Name {
                 | Name::XForwardedProto
         )
     }
+}
+
+/// Whether the field is one of those by which a proxy says who its client is. CGI and WSGI read `_` and `-` alike, so a name
+/// with either is meant.
+fn is_identity(name: &[u8]) -> bool {
+    const NAMES: [&[u8]; 5] =
+        [b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip", b"x-cluster-client-ip"];
+    let same = |part: &[u8], known: &[u8]| {
+        let dashed = |b: &u8| if *b == b'_' { b'-' } else { b.to_ascii_lowercase() };
+        part.len() == known.len() && part.iter().map(dashed).eq(known.iter().copied())
+    };
+    // Nearly all names end here: none of these is short, and few fields start like them.
+    if name.len() < 9 || !matches!(name[0] | 0x20, b'x' | b't' | b'c' | b'f') {
+        return false;
+    }
+    name.get(..12).is_some_and(|start| same(start, b"x-forwarded-"))
+        || same(name, b"forwarded")
+        || NAMES.iter().any(|known| same(name, known))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -248,4 +265,21 @@ pub fn is_value(value: &[u8]) -> bool {
 /// Whether this is a token (RFC 9110 §5.6.2).
 pub fn is_token(name: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_says_who_asks_is_known_in_any_spelling() {
+        for name in
+            ["X-Forwarded-Port", "X_Forwarded_For", "x-real-ip", "X_REAL_IP", "True-Client-IP", "CF_Connecting-IP"]
+        {
+            assert!(Name::of(name.as_bytes()).is_forwarding(), "{name}");
+        }
+        for name in ["X-Forwarded", "X-Real-IPs", "Content-Type", "Cookie", "X-Requested-With", "Transfer_Encoding"] {
+            assert!(!Name::of(name.as_bytes()).is_forwarding(), "{name}");
+        }
+    }
 }
