@@ -147,14 +147,20 @@ pub fn wants_json(head: &Head) -> bool {
     json && !text
 }
 
-/// The code in the `Proxy-Status` of an answer that the next program made, so that one failure has one name in both logs.
-pub fn code_of(head: &Head) -> Option<&'static str> {
-    let value = head.fields.first(Name::ProxyStatus)?;
-    let value = value.strip_prefix(b"ptth-")?;
+/// The code in the `Proxy-Status` of an answer that the next program made, so that one failure has one name in both logs. What
+/// is no code of that kind, whoever sent it, is none: the log has one column for it.
+pub fn code_of(head: &Head) -> Option<Cow<'static, str>> {
+    let value = head.fields.first(Name::ProxyStatus)?.strip_prefix(b"ptth-")?;
     let start = value.windows(9).position(|part| part == b"details=\"")? + 9;
     let end = start + value[start..].iter().position(|b| *b == b'"')?;
-    Code::ALL.iter().map(|code| code.name).find(|name| name.as_bytes() == &value[start..end])
+    let code = &value[start..end];
+    let good = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
+    let is_code = (1..=LONGEST_CODE).contains(&code.len()) && code.iter().all(good);
+    is_code.then(|| Cow::Owned(String::from_utf8_lossy(code).into_owned()))
 }
+
+/// Longer than any of ours.
+const LONGEST_CODE: usize = 40;
 
 #[cfg(test)]
 mod tests {
@@ -182,7 +188,12 @@ mod tests {
         let mut head = Head::default();
         let text = "HTTP/1.1 502 x\r\nProxy-Status: ptth-reverse; error=connection_refused; details=\"upstream-refused\"\r\n\r\n";
         head.parse_response(text.as_bytes(), &Limits::default()).unwrap();
-        assert_eq!(code_of(&head), Some("upstream-refused"));
+        assert_eq!(code_of(&head).as_deref(), Some("upstream-refused"));
+        for forged in ["ptth-x; details=\"a b\"", "ptth-x; details=\"\"", "other; details=\"no-link\"", "ptth-x"] {
+            let text = format!("HTTP/1.1 502 x\r\nProxy-Status: {forged}\r\n\r\n");
+            head.parse_response(text.as_bytes(), &Limits::default()).unwrap();
+            assert_eq!(code_of(&head), None, "{forged}");
+        }
     }
 
     #[test]

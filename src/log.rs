@@ -76,7 +76,7 @@ pub struct Line<'a> {
     /// From the request's head to the end of the exchange.
     pub took: Duration,
     /// What went wrong, if anything.
-    pub code: Option<&'static str>,
+    pub code: Option<&'a str>,
 }
 
 impl AccessLog {

@@ -26,7 +26,7 @@ use crate::log::AccessLog;
 use crate::net::Transport;
 use crate::net::addr::{Place, Remote};
 use crate::peer::{Peer, Seat};
-use crate::reactor::{Core, Loss, Message, Reactor};
+use crate::reactor::{Core, Loss, Mailbox, Message, Reactor};
 use hello::Hello;
 use links::{Dial, Links, Lost, Size};
 use upstream::{Reach, Target, Upstream};
@@ -107,6 +107,8 @@ pub struct Agent {
     links: Links,
     upstream: Upstream,
     hello: Hello,
+    /// A relay in this process, which stops when the agent does.
+    companion: Option<Mailbox>,
     /// The public URL was printed.
     announced: bool,
     /// What was last said of the tunnel: that it is up.
@@ -132,6 +134,7 @@ pub fn start(settings: Settings) -> Result<Reactor<Bridge<Agent>>, String> {
         links: Links::new(size),
         upstream: Upstream::new(upstream),
         hello: Hello::default(),
+        companion: None,
         announced: false,
         up: false,
         ended: None,
@@ -145,6 +148,11 @@ pub fn start(settings: Settings) -> Result<Reactor<Bridge<Agent>>, String> {
 }
 
 impl Agent {
+    /// Names a relay in this process that is to stop when the agent does.
+    pub fn set_companion(&mut self, relay: Option<Mailbox>) {
+        self.companion = relay;
+    }
+
     /// Dials as many links as there are to be and are not.
     fn fill(&mut self, core: &mut Core) {
         let Dial::Now(wanted) = self.links.wanted() else { return };
@@ -564,6 +572,9 @@ impl Side for Agent {
 
     fn stop(&mut self, core: &mut Core) {
         self.links.stop();
+        if let Some(relay) = &self.companion {
+            relay.send(Message::Stop);
+        }
         self.event(&serde_json::json!({ "event": "stopping" }));
         let own: Vec<Token> =
             core.peers().filter(|(_, p)| p.seat == Seat::Own && p.key != HELLO).map(|(token, _)| token).collect();

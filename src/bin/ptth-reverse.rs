@@ -6,6 +6,7 @@ use std::thread;
 use clap::Parser;
 use ptth::cli::Reverse;
 use ptth::config::Failure;
+use ptth::reactor::Mailbox;
 use ptth::{agent, config, log, relay};
 
 fn main() -> ExitCode {
@@ -24,7 +25,10 @@ fn run(cli: &Reverse) -> Result<u8, Failure> {
     let (settings, own_relay) = config::reverse(cli).map_err(Failure::flags)?;
     config::raise_file_limit();
     let relay = own_relay.map(start_relay).transpose().map_err(Failure::start)?;
+    let (relay, mailbox) = relay.unzip();
     let mut reactor = agent::start(settings).map_err(Failure::start)?;
+    // The relay of our own stops when we do: one loop hears the signals.
+    reactor.app.side.set_companion(mailbox);
     let failed = |what: &str, error: std::io::Error| Failure::start(format!("{what}: {error}"));
     reactor.handle_signals().map_err(|error| failed("signals can't be handled", error))?;
     let code = reactor.run().map_err(|error| failed("the event loop failed", error));
@@ -36,17 +40,19 @@ fn run(cli: &Reverse) -> Result<u8, Failure> {
 }
 
 /// A relay of one's own, on a thread of this process: one command shows the whole thing.
-fn start_relay(settings: relay::Settings) -> Result<thread::JoinHandle<()>, String> {
+fn start_relay(settings: relay::Settings) -> Result<(thread::JoinHandle<()>, Mailbox), String> {
     let (reactors, _) = relay::start(settings).map_err(|error| {
         let at = config::OWN_RELAY;
         format!(
             "no --via was given, and no relay can be started here: {error} (is one running? then --via http://{at})"
         )
     })?;
+    let mailbox = reactors.first().map(|first| first.core.mailbox()).ok_or("a relay without a loop")?;
     let run = move || {
         if let Err(error) = relay::run(reactors) {
             ::log::error!("{error}");
         }
     };
-    thread::Builder::new().name("relay".into()).spawn(run).map_err(|error| format!("no thread for the relay: {error}"))
+    let thread = thread::Builder::new().name("relay".into()).spawn(run);
+    thread.map(|thread| (thread, mailbox)).map_err(|error| format!("no thread for the relay: {error}"))
 }

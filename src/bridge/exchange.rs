@@ -1,5 +1,7 @@
 //! One request and its response on their way, and the table of all of them.
 
+use std::borrow::Cow;
+
 use mio::Token;
 use ptth_proto::http::framing::Framing;
 use ptth_proto::time::Instant;
@@ -63,7 +65,7 @@ pub struct Exchange {
     /// The response's status; 0 before it.
     pub status: u16,
     /// What went wrong, if anything.
-    pub code: Option<&'static str>,
+    pub code: Option<Cow<'static, str>>,
     /// Bytes of the request's body passed on.
     pub bytes_in: u64,
     /// Bytes of the response's body passed on.

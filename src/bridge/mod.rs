@@ -324,7 +324,7 @@ impl<S: Side> Bridge<S> {
     /// Takes over such an exchange.
     fn take_over(&mut self, core: &mut Core, front: Box<Peer>, mut exchange: Exchange) {
         let Ok(token) = core.adopt(front) else {
-            exchange.code = Some(Code::INTERNAL.name);
+            exchange.code = Some(Code::INTERNAL.name.into());
             return self.write_line(core, &exchange);
         };
         exchange.front = token;
@@ -443,7 +443,7 @@ impl<S: Side> Bridge<S> {
     /// Gives an exchange an answer of our own, if none was begun, and ends it.
     fn answer(&mut self, core: &mut Core, id: usize, answer: Answer) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
-        exchange.code = Some(answer.code.name);
+        exchange.code = Some(answer.code.name.into());
         let can = core.peer(exchange.front).is_some_and(|front| front.conn.can_respond());
         if can {
             exchange.status = answer.code.status;
@@ -500,7 +500,7 @@ impl<S: Side> Bridge<S> {
     /// whole.
     fn cancel(&mut self, core: &mut Core, id: usize, code: Code) {
         let Some(mut exchange) = self.exchanges.end(id) else { return };
-        exchange.code = Some(code.name);
+        exchange.code = Some(code.name.into());
         if exchange.status == 0 {
             exchange.status = code.status;
         }
@@ -564,7 +564,9 @@ impl<S: Side> Bridge<S> {
         if again && unanswered && whole && exchange.tries < most {
             log::debug!("request {}: trying another way ({})", exchange.number, answer.code.name);
             exchange.stage = Stage::Waiting;
-            exchange.failure = Some(answer);
+            // What nobody has had is not lost: then the wait for another way is what it fails of.
+            let told = reached || matches!(fault, BackFault::Connect(_) | BackFault::ConnectLate);
+            exchange.failure = told.then_some(answer);
             return self.assign(core, id);
         }
         log::warn!("request {}: {} {}", exchange.number, answer.code.name, answer.text);
@@ -586,7 +588,7 @@ impl<S: Side> Bridge<S> {
             bytes_in: exchange.bytes_in,
             bytes_out: exchange.bytes_out,
             took: core.now.since(exchange.started),
-            code: exchange.code,
+            code: exchange.code.as_deref(),
         });
     }
 

@@ -74,6 +74,8 @@ pub enum Message {
     Resolved(usize, io::Result<Vec<SocketAddr>>),
     /// A peer from another loop, taken out there by [`Core::detach`], and what the app there has to say of it.
     Handed(Box<Peer>, Box<dyn Any + Send>),
+    /// The process is to stop: from the loop that the signal reached.
+    Stop,
     /// A word from the app on another loop.
     Word(Box<dyn Any + Send>),
 }
@@ -440,7 +442,10 @@ impl<A: App> Reactor<A> {
         }
         self.events.clear();
         while let Ok(message) = inbox.try_recv() {
-            app.message(core, message);
+            match message {
+                Message::Stop => app.stop(core),
+                message => app.message(core, message),
+            }
         }
         core.accept(app);
     }

@@ -102,10 +102,7 @@ pub fn start(settings: Settings) -> Result<(Vec<Worker>, Vec<SocketAddr>), Strin
 ///
 /// # Errors
 /// In one sentence for the person who started it.
-pub fn run(mut reactors: Vec<Worker>) -> Result<u8, String> {
-    for reactor in &mut reactors {
-        reactor.handle_signals().map_err(|error| format!("signals can't be handled: {error}"))?;
-    }
+pub fn run(reactors: Vec<Worker>) -> Result<u8, String> {
     let failed = |error: io::Error| format!("the event loop failed: {error}");
     let mut reactors = reactors.into_iter();
     let first = reactors.next();
@@ -386,11 +383,15 @@ impl Side for Relay {
                     self.word(core, *word, orders);
                 }
             }
-            Message::Resolved(..) => {}
+            Message::Resolved(..) | Message::Stop => {}
         }
     }
 
     fn stop(&mut self, core: &mut Core) {
+        // The signal reached one worker.
+        for mailbox in self.workers.others() {
+            mailbox.send(Message::Stop);
+        }
         let links: Vec<Token> =
             core.peers().filter(|(_, peer)| peer.seat == Seat::Own).map(|(token, _)| token).collect();
         for link in links {

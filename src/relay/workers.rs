@@ -61,6 +61,11 @@ impl Workers {
         self.directory.mailboxes.get().map_or(&[], Vec::as_slice)
     }
 
+    /// Where the others are reached.
+    pub fn others(&self) -> impl Iterator<Item = &Mailbox> {
+        self.mailboxes().iter().enumerate().filter(|(worker, _)| *worker != self.me).map(|(_, mailbox)| mailbox)
+    }
+
     /// Whether there are others.
     pub fn are_several(&self) -> bool {
         self.mailboxes().len() > 1

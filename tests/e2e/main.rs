@@ -1,0 +1,30 @@
+//! End to end: the built programs over loopback, one relay and one set of ports for each test, so that they can all run at
+//! once. Each module is a part of what a user can rely on, each test a sentence of it.
+//!
+//! What the tests are made of is in `tests/support/`. A failed test prints what its programs had logged.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test that fails should say where, and a test is no event loop"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod agents;
+mod basics;
+mod bodies;
+mod deadlines;
+mod endings;
+mod failures;
+mod headers;
+mod links;
+mod load;
+mod logs;
+mod messages;
+mod restarts;
+mod start;
+mod workers;
