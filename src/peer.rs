@@ -1,6 +1,7 @@
 //! A live connection: a socket, its buffers, and what is being said on it.
 
 use std::io;
+use std::time::Duration;
 
 use mio::Registry;
 use ptth_proto::conn::{Closing, Config, Conn};
@@ -25,14 +26,17 @@ pub enum Seat {
 /// The [`Peer::key`] of a peer that the program has given none.
 pub const NO_KEY: usize = usize::MAX;
 
+/// How many times over the end of a peer that goes on sending is waited for: nginx lingers 30 s in all.
+const LINGERS: u32 = 15;
+
 /// Where the socket is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
     /// Being connected, since then.
     Connecting(Instant),
     Open,
-    /// Our direction has ended; what still comes is thrown away.
-    Shut,
+    /// Our direction has ended, at that time; what still comes is thrown away.
+    Shut(Instant),
     /// To be dropped at the end of the turn.
     Dead,
 }
@@ -172,15 +176,24 @@ impl Peer {
         self.eof = true;
     }
 
-    /// Throws away what it said behind its last message.
-    pub fn discard(&mut self) {
-        self.discarded |= !self.input.is_empty();
+    /// Throws away what it said behind its last message. As long as it goes on, and not for ever, its end is waited for anew: it
+    /// may be sending a body whose answer it has not read yet.
+    pub fn discard(&mut self, now: Instant, linger: Duration) {
+        if self.input.is_empty() {
+            return;
+        }
+        self.discarded = true;
         self.input.consume(self.input.len());
+        if let Life::Shut(since) = self.life
+            && now.since(since) < linger.saturating_mul(LINGERS)
+        {
+            self.conn.linger(now);
+        }
     }
 
     /// Whether our side has ended, and its last words are still being waited for.
     pub fn is_lingering(&self) -> bool {
-        self.life == Life::Shut
+        matches!(self.life, Life::Shut(_))
     }
 
     pub(crate) fn is_dead(&self) -> bool {
@@ -198,7 +211,7 @@ impl Peer {
 
     /// What the peer is waited for.
     pub fn interest(&self, config: &Config) -> Interest {
-        let open = matches!(self.life, Life::Open | Life::Shut);
+        let open = matches!(self.life, Life::Open | Life::Shut(_));
         if self.deaf {
             // Only what it had said before.
             return Interest { read: open && !self.eof && self.input.len() < most_input(config), write: false };
@@ -281,7 +294,7 @@ impl Peer {
         }
         if self.life == Life::Open {
             self.transport.shutdown_write();
-            self.life = Life::Shut;
+            self.life = Life::Shut(now);
             return !self.conn.linger(now);
         }
         false
@@ -312,7 +325,7 @@ impl Peer {
             // A peer that we don't read because its bytes have nowhere to go owes us nothing.
             Wait::Body | Wait::Stream | Wait::Quiet => !self.held,
             // Counted from our last byte.
-            Wait::Linger => self.life == Life::Shut,
+            Wait::Linger => self.is_lingering(),
             _ => true,
         });
         [write, conn, self.wait].into_iter().flatten().min_by_key(|(at, _)| *at)

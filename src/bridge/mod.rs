@@ -613,10 +613,11 @@ impl<S: Side> App for Bridge<S> {
     fn accepted(&mut self, _: &mut Core, _: Token, _: usize) {}
 
     fn step(&mut self, core: &mut Core, token: Token) {
+        let (now, linger) = (core.now, core.config.deadlines.linger);
         let Some(peer) = core.peer(token) else { return };
         if peer.conn.closing().is_some() {
             // What still comes is thrown away.
-            peer.discard();
+            peer.discard(now, linger);
             core.touch(token);
             return;
         }
