@@ -6,6 +6,7 @@
 //! The rules on trying again: a request that reached nobody goes to another back. One whose bytes may have arrived goes again
 //! only when its method is idempotent, no byte of an answer came, and none of its body was used up.
 
+mod carry;
 pub mod exchange;
 
 use std::borrow::Cow;
@@ -15,16 +16,16 @@ use std::time::Duration;
 use mio::Token;
 use ptth_proto::conn::{Body, Event};
 use ptth_proto::error::{Error, Fault};
-use ptth_proto::http::framing::{Asked, Framing, content_length};
+use ptth_proto::http::framing::{Asked, Framing};
 use ptth_proto::limits::Wait;
-use ptth_proto::time::Instant;
 use ptth_proto::wire::head::{FieldWriter, Head, Version, is_idempotent};
 
-use crate::answer::{Answer, Code, code_of, wants_json};
+use crate::answer::{Answer, Code, wants_json};
 use crate::log::{AccessLog, Line};
 use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat};
 use crate::reactor::{App, Core, Loss, Mailbox, Message};
+use carry::{Flow, ask, home};
 use exchange::{Exchange, Exchanges, Stage};
 
 /// Where a request goes.
@@ -137,20 +138,6 @@ pub struct Bridge<S> {
     running: Running,
 }
 
-/// What came of carrying.
-enum Flow {
-    /// Nothing to carry now.
-    Still,
-    /// Something was carried; there may be more.
-    Moved,
-    /// The response is complete.
-    Over,
-    /// The front failed.
-    Front(Error),
-    /// The back failed.
-    Back(BackFault),
-}
-
 impl<S: Side> Bridge<S> {
     /// A bridge for a program.
     pub fn new(side: S, log: AccessLog) -> Bridge<S> {
@@ -234,7 +221,8 @@ impl<S: Side> Bridge<S> {
                 // What it was told before still reaches it.
                 peer.conn.close(now);
                 core.touch(token);
-                self.line_alone(core, remote, &Head::default(), (0, error.code(), 0));
+                let id = self.exchanges.number();
+                self.line_alone(core, id, remote, &Head::default(), (0, error.code(), 0));
             }
         }
     }
@@ -244,12 +232,13 @@ impl<S: Side> Bridge<S> {
         let Some(remote) = core.peer(token).map(|peer| peer.remote) else { return };
         let id = self.exchanges.number();
         let length = respond(S::PROGRAM, core, token, head, id, answer);
-        self.line_alone(core, remote, head, (answer.code.status, answer.code.name, length));
+        self.line_alone(core, id, remote, head, (answer.code.status, answer.code.name, length));
     }
 
     fn line_alone(
         &mut self,
         core: &Core,
+        id: u64,
         remote: Remote,
         head: &Head,
         (status, code, length): (u16, &'static str, u64),
@@ -257,7 +246,6 @@ impl<S: Side> Bridge<S> {
         if !self.log.is_on() {
             return;
         }
-        let id = self.exchanges.number();
         self.log.line(&Line {
             time: core.wall_clock(),
             id,
@@ -693,7 +681,7 @@ impl<S: Side> App for Bridge<S> {
         match key {
             DRAINED => {
                 if !self.exchanges.is_empty() {
-                    log::warn!("{} exchanges did not end in time and are cut off", self.exchanges.len());
+                    log::warn!("{} requests did not end in time and are cut off", self.exchanges.len());
                 }
                 self.running = Running::Over;
             }
@@ -717,7 +705,11 @@ impl<S: Side> App for Bridge<S> {
         }
         self.running = Running::Draining;
         let drain = core.config.deadlines.drain;
-        log::info!("stopping: {} exchanges have {} s to end", self.exchanges.len(), drain.as_secs());
+        match self.exchanges.len() {
+            0 => log::info!("stopping"),
+            1 => log::info!("stopping: 1 request has {} s to end", drain.as_secs()),
+            running => log::info!("stopping: {running} requests have {} s to end", drain.as_secs()),
+        }
         core.set_timer(drain, DRAINED);
         core.close_listeners();
         self.side.stop(core);
@@ -806,150 +798,6 @@ enum Heard {
 
 fn stopping() -> Answer {
     Answer::new(Code::STOPPING, "The program is being stopped and takes no new requests.")
-}
-
-/// Whether the bytes of `from` have to wait until `to` takes what it has.
-fn hold(from: &mut Peer, to: &mut Peer, most: usize, now: Instant) -> bool {
-    let full = to.output.len() >= most;
-    if full {
-        to.fed = true;
-    } else if from.held {
-        from.conn.touch(now);
-    }
-    from.held = full;
-    full
-}
-
-/// Carries the request's body from the front to the back.
-fn ask(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
-    if exchange.stage == Stage::Asking {
-        // Not a byte of the body is used up before the head is out: until then the request can go another way.
-        match core.peer(back) {
-            Some(peer) if peer.output.is_empty() && !peer.is_connecting() => exchange.stage = Stage::Streaming,
-            Some(peer) => {
-                peer.fed = true;
-                return Flow::Still;
-            }
-            None => return Flow::Back(BackFault::Lost(None)),
-        }
-    }
-    let now = core.now;
-    let most = core.config.limits.buffer;
-    let Some((from, to, head, config)) = core.between(exchange.front, back) else {
-        return Flow::Back(BackFault::Lost(None));
-    };
-    if from.conn.has_heard_all() || !to.conn.is_speaking() || to.is_deaf() {
-        return Flow::Still;
-    }
-    if hold(from, to, most, now) {
-        return Flow::Still;
-    }
-    let (used, event) = match from.conn.recv(now, from.input.bytes(), head, config) {
-        Ok(step) => step,
-        Err(error) => return Flow::Front(error),
-    };
-    let (sent, moved) = match event {
-        Some(Event::Data(data)) => {
-            exchange.bytes_in += data.len() as u64;
-            (to.conn.send_data(now, data, to.output.vec()), true)
-        }
-        Some(Event::End { trailers }) => {
-            (to.conn.send_end(now, trailers.then_some(&head.fields), to.output.vec()), true)
-        }
-        _ => (Ok(()), false),
-    };
-    from.input.consume(used);
-    if let Err(error) = sent {
-        return Flow::Back(BackFault::Protocol(error));
-    }
-    if !moved && from.tell_eof() {
-        return match from.conn.eof(now, from.input.len()) {
-            Ok(_) => Flow::Still,
-            Err(error) => Flow::Front(error),
-        };
-    }
-    if moved { Flow::Moved } else { Flow::Still }
-}
-
-/// Carries the response from the back to the front.
-fn home(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
-    let now = core.now;
-    let most = core.config.limits.buffer;
-    let Some((from, to, head, config)) = core.between(back, exchange.front) else {
-        return Flow::Back(BackFault::Lost(None));
-    };
-    if from.is_connecting() || hold(from, to, most, now) {
-        return Flow::Still;
-    }
-    if exchange.stage == Stage::Ending {
-        return match to.conn.send_end(now, None, to.output.vec()) {
-            Ok(()) => Flow::Over,
-            Err(error) => Flow::Front(error),
-        };
-    }
-    let (used, event) = match from.conn.recv(now, from.input.bytes(), head, config) {
-        Ok(step) => step,
-        Err(error) => return Flow::Back(BackFault::Protocol(error)),
-    };
-    let Some(event) = event else {
-        from.input.consume(used);
-        if from.broken {
-            return Flow::Back(BackFault::Lost(None));
-        }
-        return if from.tell_eof() { back_ended(from, to, now) } else { Flow::Still };
-    };
-    exchange.heard = true;
-    let flow = match event {
-        Event::Informational => inform(to, head),
-        Event::Response(framing) => {
-            exchange.status = head.status();
-            exchange.code = code_of(head);
-            begin_response(to, head, framing, now)
-        }
-        Event::Data(data) => {
-            exchange.bytes_out += data.len() as u64;
-            to.conn.send_data(now, data, to.output.vec()).map(|()| Flow::Moved)
-        }
-        Event::End { trailers } => {
-            to.conn.send_end(now, trailers.then_some(&head.fields), to.output.vec()).map(|()| Flow::Over)
-        }
-        Event::Closed => Ok(Flow::Back(BackFault::Lost(None))),
-        Event::Request(_) | Event::Offer(_) | Event::Turned => Err(Fault::UnexpectedData.into()),
-    };
-    from.input.consume(used);
-    flow.unwrap_or_else(|error| Flow::Back(BackFault::Protocol(error)))
-}
-
-/// The back's bytes have ended: that completes a response, or breaks it.
-fn back_ended(from: &mut Peer, to: &mut Peer, now: Instant) -> Flow {
-    match from.conn.eof(now, from.input.len()) {
-        Ok(Some(Event::End { .. })) => match to.conn.send_end(now, None, to.output.vec()) {
-            Ok(()) => Flow::Over,
-            Err(error) => Flow::Front(error),
-        },
-        Ok(_) => Flow::Back(BackFault::Lost(None)),
-        Err(Error::Peer(Fault::EarlyEnd)) => Flow::Back(BackFault::Lost(None)),
-        Err(error) => Flow::Back(BackFault::Protocol(error)),
-    }
-}
-
-fn inform(to: &mut Peer, head: &Head) -> Result<Flow, Error> {
-    to.conn.send_informational(to.output.vec(), (head.status(), head.reason()), |fields| {
-        head.fields.end_to_end().for_each(|field| fields.copy(field));
-    })?;
-    Ok(Flow::Moved)
-}
-
-fn begin_response(to: &mut Peer, head: &Head, framing: Framing, now: Instant) -> Result<Flow, Error> {
-    // A response to HEAD and a 304 say the length of the body that they don't have.
-    let body = match framing {
-        Framing::Empty => content_length(&head.fields)?.map_or(Body::None, Body::Length),
-        framing => Body::from(framing),
-    };
-    to.conn.send_response(now, to.output.vec(), (head.status(), head.reason()), body, |fields| {
-        head.fields.end_to_end().for_each(|field| fields.copy(field));
-    })?;
-    Ok(Flow::Moved)
 }
 
 /// Sends an answer of our own. Gives how much body it has.

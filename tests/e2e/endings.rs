@@ -145,7 +145,7 @@ fn a_relay_that_is_asked_to_stop_finishes_what_it_has_begun() {
         let mut fresh = relay.visitor();
 
         relay.program.signal(signal);
-        relay.log().wait_for("stopping: 1 exchanges");
+        relay.log().wait_for("stopping: 1 request ");
         idle.expect_end();
         fresh.expect_end();
         eventually("the port to be closed", || is_closed(relay.port).then_some(()));
@@ -171,7 +171,7 @@ fn an_agent_that_is_asked_to_stop_finishes_what_it_has_begun() {
     assert_eq!(relay.get("demo", "/").text(), "fine");
 
     agent.program.terminate();
-    agent.log().wait_for("stopping: 1 exchanges");
+    agent.log().wait_for("stopping: 1 request ");
     // Its other links are gone: nobody new comes to it, though one may meet the end of a link.
     let answer = relay.get("demo", "/");
     assert!(matches!((answer.status(), answer.code().as_str()), (503, "no-link" | "links-busy") | (502, "link-lost")));
