@@ -130,9 +130,9 @@ named_numbers! {
         backoff_max = "backoff-max", Duration::from_secs(30), "the longest wait between dials";
         /// An idle upstream connection. Node closes its own after 5 s, nginx after 75; closing first avoids the race.
         upstream_idle = "upstream-idle", Duration::from_secs(4), "an upstream connection without a request";
-        /// TCP keep-alive of links: the first probe after this, then three more a third of it apart, so that a peer that is
-        /// gone is noticed within twice this time. The shortest NAT timeouts seen in the field are about 30 s.
-        keepalive = "keepalive", Duration::from_secs(15), "a silent link before TCP keep-alive probes";
+        /// TCP keep-alive: the first probe after this, then three more a third of it apart, so that a peer that is gone is
+        /// noticed within twice this time. The shortest NAT timeouts seen in the field are about 30 s.
+        keepalive = "keepalive", Duration::from_secs(15), "a silent connection before TCP keep-alive probes";
     }
 }
 

@@ -360,7 +360,9 @@ impl Side for Agent {
         };
         match reached {
             Ok(back) => {
+                let keep_alive = core.config.deadlines.keepalive;
                 if let Some(peer) = core.peer(back) {
+                    peer.transport().keep_alive(keep_alive);
                     peer.key = UPSTREAM;
                     peer.seat = Seat::Own;
                 }
