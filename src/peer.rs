@@ -29,6 +29,9 @@ pub const NO_KEY: usize = usize::MAX;
 /// How many times over the end of a peer that goes on sending is waited for: nginx lingers 30 s in all.
 const LINGERS: u32 = 15;
 
+/// Bytes in the time of one linger that tell an upload from a visitor that drips to hold its connection.
+const IN_EARNEST: usize = 4 * 1024;
+
 /// Where the socket is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
@@ -88,8 +91,8 @@ pub struct Peer {
     eof_told: bool,
     /// The socket takes nothing more.
     deaf: bool,
-    /// Something that it sent behind its last message was thrown away.
-    discarded: bool,
+    /// Bytes behind its last message that were thrown away since its end was last waited for anew.
+    discarded: usize,
     /// The last time it took some of its output, or was given some when it had none.
     took: Instant,
     /// The earliest entry in the timer queue that will look at it.
@@ -121,7 +124,7 @@ impl Peer {
             hung_up: false,
             eof_told: false,
             deaf: false,
-            discarded: false,
+            discarded: 0,
             took: now,
             armed: None,
             touched: false,
@@ -176,17 +179,16 @@ impl Peer {
         self.eof = true;
     }
 
-    /// Throws away what it said behind its last message. As long as it goes on, and not for ever, its end is waited for anew: it
-    /// may be sending a body whose answer it has not read yet.
+    /// Throws away what it said behind its last message. As long as it goes on in earnest, and not for ever, its end is waited for
+    /// anew: it may be sending a body whose answer it has not read yet.
     pub fn discard(&mut self, now: Instant, linger: Duration) {
-        if self.input.is_empty() {
-            return;
-        }
-        self.discarded = true;
+        self.discarded += self.input.len();
         self.input.consume(self.input.len());
         if let Life::Shut(since) = self.life
+            && self.discarded >= IN_EARNEST
             && now.since(since) < linger.saturating_mul(LINGERS)
         {
+            self.discarded = 1;
             self.conn.linger(now);
         }
     }
@@ -288,7 +290,7 @@ impl Peer {
             return false;
         }
         // Closing on bytes that were not read would reset the connection, and our last ones with it.
-        let unread = self.readable || self.discarded || closing == Closing::Linger;
+        let unread = self.readable || self.discarded > 0 || closing == Closing::Linger;
         if self.eof || self.deaf || !unread {
             return true;
         }

@@ -160,25 +160,24 @@ fn a_slow_body_is_not_a_stopped_one() {
     let upstream = Upstream::start(|asked| {
         let mut heard = 0;
         while asked.wire.body_piece(1, |_| heard += 1).unwrap() {}
-        asked.wire.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n");
-        for _ in 0..10 {
+        asked.wire.send("HTTP/1.1 200 OK\r\nContent-Length: 32\r\n\r\n");
+        for _ in 0..16 {
             std::thread::sleep(std::time::Duration::from_millis(100));
             asked.wire.send(heard.to_string());
         }
         After::Keep
     });
-    let flags =
-        ["body=800ms", "stream=800ms", "answer=800ms", "link-answer=800ms", "write=800ms", "idle=800ms", "head=800ms"];
+    let flags = ["body=1500ms", "stream=1500ms", "answer=1500ms", "link-answer=1500ms", "write=1500ms", "head=1500ms"];
     let flags: Vec<&str> = flags.iter().flat_map(|flag| ["--timeout", flag]).collect();
     let relay = Relay::start(&flags);
     let _agent = Agent::start(&relay, "demo", &upstream.address(), &flags);
     let mut visitor = relay.visitor();
-    visitor.send("POST / HTTP/1.1\r\nHost: demo.localhost\r\nContent-Length: 9\r\n\r\n");
-    for _ in 0..9 {
+    visitor.send("POST / HTTP/1.1\r\nHost: demo.localhost\r\nContent-Length: 16\r\n\r\n");
+    for _ in 0..16 {
         std::thread::sleep(std::time::Duration::from_millis(100));
         visitor.send("x");
     }
-    assert_eq!(visitor.response("POST").text(), "9999999999");
+    assert_eq!(visitor.response("POST").text(), "16".repeat(16));
 }
 
 #[test]
