@@ -371,7 +371,7 @@ impl Side for Agent {
             Err(error) => {
                 let fault = self.fault(exchange, &BackFault::Connect(error));
                 let answer = exchange.failure.take().unwrap_or(fault);
-                log::warn!("request {}: {} {}", exchange.number, answer.code.name, answer.text);
+                log::warn!("request {}: {} ({})", exchange.number, answer.text, answer.code.name);
                 Assign::Refuse(answer)
             }
         }

@@ -557,7 +557,7 @@ impl<S: Side> Bridge<S> {
             exchange.failure = told.then_some(answer);
             return self.assign(core, id);
         }
-        log::warn!("request {}: {} {}", exchange.number, answer.code.name, answer.text);
+        log::warn!("request {}: {} ({})", exchange.number, answer.text, answer.code.name);
         self.answer(core, id, answer);
     }
 
@@ -598,8 +598,6 @@ impl<S: Side> Bridge<S> {
 }
 
 impl<S: Side> App for Bridge<S> {
-    fn accepted(&mut self, _: &mut Core, _: Token, _: usize) {}
-
     fn step(&mut self, core: &mut Core, token: Token) {
         let (now, linger) = (core.now, core.config.deadlines.linger);
         let Some(peer) = core.peer(token) else { return };

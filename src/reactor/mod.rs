@@ -97,8 +97,6 @@ impl Mailbox {
 
 /// What runs on the loop.
 pub trait App {
-    /// A connection was accepted, by the listener of that number.
-    fn accepted(&mut self, core: &mut Core, token: Token, listener: usize);
     /// Something is new at this peer: bytes, their end, the connection itself, or room in its output.
     fn step(&mut self, core: &mut Core, token: Token);
     /// Every step of this turn was made: carry on what they brought.
@@ -447,7 +445,7 @@ impl<A: App> Reactor<A> {
                 message => app.message(core, message),
             }
         }
-        core.accept(app);
+        core.accept();
     }
 
     fn step(&mut self) {
@@ -587,24 +585,24 @@ impl Core {
         self.accept == Accept::Open && self.listeners.iter().any(|listener| listener.ready)
     }
 
-    fn accept(&mut self, app: &mut impl App) {
+    fn accept(&mut self) {
         for number in 0..self.listeners.len() {
             for _ in 0..ACCEPTS {
                 if self.accept != Accept::Open || !self.listeners[number].ready {
                     break;
                 }
                 match self.listeners[number].socket.accept() {
-                    Ok((stream, address)) => self.welcome(app, Transport::Tcp(stream), address, number),
+                    Ok((stream, address)) => self.welcome(Transport::Tcp(stream), address),
                     Err(error) => self.not_accepted(number, &error),
                 }
             }
         }
     }
 
-    fn welcome(&mut self, app: &mut impl App, transport: Transport, address: SocketAddr, listener: usize) {
-        match self.add(transport, Remote::Ip(address), Conn::server(self.now), false) {
-            Ok(token) => app.accepted(self, token, listener),
-            Err(error) => log::warn!("can't watch the connection from {address}: {error}"),
+    fn welcome(&mut self, transport: Transport, address: SocketAddr) {
+        let added = self.add(transport, Remote::Ip(address), Conn::server(self.now), false);
+        if let Err(error) = added {
+            log::warn!("can't watch the connection from {address}: {error}");
         }
     }
 
