@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use mio::Registry;
+use mio::{Registry, Token};
 use ptth_proto::conn::{Closing, Config, Conn};
 use ptth_proto::limits::{Deadlines, Wait};
 use ptth_proto::time::Instant;
@@ -44,6 +44,28 @@ enum Life {
     Dead,
 }
 
+/// Whether the peer is one end of a pipe, a connection inside this loop. The bridge has the near end; the far end is the
+/// program's own, which makes something else of the messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Twin {
+    /// It is a socket.
+    None,
+    /// The far end is that peer.
+    Far(Token),
+    /// The near end is that peer. Nobody waits for this end: what becomes late shows at the near one.
+    Near(Token),
+}
+
+impl Twin {
+    /// The other end.
+    pub fn token(self) -> Option<Token> {
+        match self {
+            Twin::None => None,
+            Twin::Far(token) | Twin::Near(token) => Some(token),
+        }
+    }
+}
+
 /// What a peer is waited for: computed from its state, in one place, whenever the loop asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interest {
@@ -80,6 +102,8 @@ pub struct Peer {
     pub eof: bool,
     /// Bytes written to it so far.
     pub written: u64,
+    /// The other end, if it is in this loop.
+    pub twin: Twin,
     transport: Transport,
     life: Life,
     /// What the edge-triggered poll last said, until a read or write finds otherwise.
@@ -117,6 +141,7 @@ impl Peer {
             broken: false,
             eof: false,
             written: 0,
+            twin: Twin::None,
             transport,
             life: if connecting { Life::Connecting(now) } else { Life::Open },
             readable: false,
@@ -263,6 +288,30 @@ impl Peer {
         Ok(())
     }
 
+    /// Carries what there is over to the other end of the pipe, as far as that one takes it. True when it took something.
+    pub(crate) fn pour(&mut self, twin: &mut Peer, now: Instant, pool: &mut Pool, config: &Config) -> bool {
+        let before = self.written;
+        while !self.output.is_empty() && twin.life == Life::Open && twin.interest(config).read {
+            let filled = twin.input.fill(pool, most_input(config), |room| {
+                let n = room.len().min(self.output.len());
+                room[..n].copy_from_slice(&self.output.bytes()[..n]);
+                Ok(n)
+            });
+            let Ok((n, _)) = filled else { break };
+            self.output.consume(n);
+            self.written += n as u64;
+            self.took = now;
+        }
+        self.written > before
+    }
+
+    /// The other end of the pipe is gone.
+    pub(crate) fn hang_up(&mut self) {
+        self.output.clear();
+        self.deaf = true;
+        self.eof = true;
+    }
+
     /// Writes what there is, as far as the socket takes it.
     pub(crate) fn flush(&mut self, now: Instant) -> io::Result<()> {
         if self.deaf {
@@ -288,6 +337,9 @@ impl Peer {
         let Some(closing) = self.conn.closing() else { return false };
         if !self.output.is_empty() {
             return false;
+        }
+        if self.twin != Twin::None {
+            return true;
         }
         // Closing on bytes that were not read would reset the connection, and our last ones with it.
         let unread = self.readable || self.discarded > 0 || closing == Closing::Linger;
@@ -322,12 +374,17 @@ impl Peer {
         if let Life::Connecting(since) = self.life {
             return Some((since + deadlines.connect, Wait::Connect));
         }
+        if let Twin::Near(_) = self.twin {
+            return None;
+        }
         let write = (!self.output.is_empty()).then(|| (self.took + deadlines.write, Wait::Write));
         let conn = self.conn.deadline(deadlines).filter(|(_, wait)| match wait {
             // A peer that we don't read because its bytes have nowhere to go owes us nothing.
             Wait::Body | Wait::Stream | Wait::Quiet => !self.held,
             // Counted from our last byte.
             Wait::Linger => self.is_lingering(),
+            // A message may wait in a queue before anybody can answer it: the queue counts.
+            Wait::Answer => self.twin == Twin::None,
             _ => true,
         });
         [write, conn, self.wait].into_iter().flatten().min_by_key(|(at, _)| *at)

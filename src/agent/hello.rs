@@ -1,15 +1,12 @@
-//! The built-in upstream: a page that shows each request as it arrived. It sits behind a socket like any other upstream, one
-//! end of a pair inside this process, so that what it shows has come all the way.
+//! The built-in upstream: a page that shows each request as it arrived. It sits at the far end of a pipe, asked as any other
+//! upstream is, so that what it shows has come all the way.
 
 use std::collections::HashMap;
-use std::io;
 
 use mio::Token;
 use ptth_proto::conn::{Body, Conn, Event};
 use ptth_proto::wire::fields::Name;
 
-use crate::net::Transport;
-use crate::net::addr::Remote;
 use crate::peer::Seat;
 use crate::reactor::Core;
 
@@ -32,18 +29,14 @@ pub struct Hello {
 
 impl Hello {
     /// A new connection to the page: gives the client's end; the page's own end gets `key`.
-    ///
-    /// # Errors
-    /// When the system gives no sockets.
-    pub fn connect(&mut self, core: &mut Core, key: usize) -> io::Result<Token> {
-        let (ours, theirs) = Transport::pair()?;
-        let page = core.add(ours, Remote::Unix, Conn::server(core.now), false)?;
+    pub fn connect(&mut self, core: &mut Core, key: usize) -> Token {
+        let (near, page) = core.pipe(Conn::client(core.now), Conn::server(core.now));
         if let Some(peer) = core.peer(page) {
             peer.seat = Seat::Own;
             peer.key = key;
         }
         self.seen.insert(page, Seen::default());
-        core.add(theirs, Remote::Unix, Conn::client(core.now), false)
+        near
     }
 
     /// A connection is gone.

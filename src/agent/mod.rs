@@ -333,7 +333,7 @@ impl Side for Agent {
                     .and_then(|socket| core.add(socket, Remote::Ip(address), Conn::client(core.now), true)),
                 Reach::Unix(path) if exchange.dialled == 0 => Transport::dial_unix(&path)
                     .and_then(|socket| core.add(socket, Remote::Unix, Conn::client(core.now), true)),
-                Reach::Hello => self.hello.connect(core, HELLO),
+                Reach::Hello => Ok(self.hello.connect(core, HELLO)),
                 Reach::LookUp(place) => {
                     if let Some(place) = place
                         && let Err(error) = core.look_up(&place, LOOK_UP_UPSTREAM)

@@ -42,8 +42,10 @@ pub fn listen(address: SocketAddr, shared: bool, keep_alive: Duration) -> io::Re
 pub enum Transport {
     /// TCP in the clear.
     Tcp(TcpStream),
-    /// A Unix socket: `unix:PATH`, or one end of a pair inside this process.
+    /// A Unix socket: `unix:PATH`.
     Unix(UnixStream),
+    /// None: the other end is a peer of the same loop, and the loop carries the bytes over by itself.
+    Pipe,
 }
 
 impl Transport {
@@ -58,27 +60,23 @@ impl Transport {
         UnixStream::connect(path).map(Transport::Unix)
     }
 
-    /// Two ends of a connection inside this process.
-    pub fn pair() -> io::Result<(Transport, Transport)> {
-        let (a, b) = UnixStream::pair()?;
-        Ok((Transport::Unix(a), Transport::Unix(b)))
-    }
-
     /// Registers for both directions, once and for all: the registration is edge-triggered, and what it said is remembered
     /// by the peer until a read or write finds otherwise.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        self.source().register(registry, token, Interest::READABLE | Interest::WRITABLE)
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.source().map_or(Ok(()), |source| source.register(registry, token, both))
     }
 
     /// Takes the socket out of the poll again.
     pub fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        self.source().deregister(registry)
+        self.source().map_or(Ok(()), |source| source.deregister(registry))
     }
 
-    fn source(&mut self) -> &mut dyn Source {
+    fn source(&mut self) -> Option<&mut dyn Source> {
         match self {
-            Transport::Tcp(stream) => stream,
-            Transport::Unix(stream) => stream,
+            Transport::Tcp(stream) => Some(stream),
+            Transport::Unix(stream) => Some(stream),
+            Transport::Pipe => None,
         }
     }
 
@@ -87,6 +85,7 @@ impl Transport {
         match self {
             Transport::Tcp(stream) => stream.read(into),
             Transport::Unix(stream) => stream.read(into),
+            Transport::Pipe => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
@@ -95,6 +94,7 @@ impl Transport {
         match self {
             Transport::Tcp(stream) => stream.write(from),
             Transport::Unix(stream) => stream.write(from),
+            Transport::Pipe => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
@@ -103,6 +103,7 @@ impl Transport {
         let _ = match self {
             Transport::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Transport::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Transport::Pipe => Ok(()),
         };
     }
 
@@ -118,6 +119,7 @@ impl Transport {
         let error = match self {
             Transport::Tcp(stream) => stream.take_error()?,
             Transport::Unix(stream) => stream.take_error()?,
+            Transport::Pipe => None,
         };
         error.map_or(Ok(()), Err)
     }

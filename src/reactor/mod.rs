@@ -7,7 +7,8 @@
 //! 2. `read` each ready socket once, and accept what knocks, within a budget;
 //! 3. `step` each peer that has something new: the app understands it;
 //! 4. `route`: the app carries between peers what the steps brought;
-//! 5. `flush`: each touched peer's output is written once, interest and deadline are computed anew;
+//! 5. `flush`: each touched peer's output is written once, interest and deadline are computed anew; what went through a
+//!    [pipe](Core::pipe) is there at once, and steps 3 to 5 are gone through again for its reader;
 //! 6. `expire`: deadlines that have come;
 //! 7. `reap`: closed peers are dropped, in one place, behind everything that could still name them.
 
@@ -33,7 +34,7 @@ use ptth_proto::wire::head::Head;
 use crate::net::addr::{Place, Remote};
 use crate::net::buf::Pool;
 use crate::net::{self, Transport, resolve};
-use crate::peer::Peer;
+use crate::peer::{Peer, Twin};
 use signal::Signals;
 use slots::Slots;
 use timers::Timers;
@@ -47,6 +48,10 @@ const ACCEPT_REST: Duration = Duration::from_millis(500);
 
 /// Descriptors that run out again within this time have not been enough in between: that is no news.
 const FULL_AGAIN: Duration = Duration::from_secs(60);
+
+/// How often in one turn the other ends of pipes have a step at once. A message through a pipe and its answer take four; more, and
+/// the sockets would wait.
+const ROUNDS: usize = 8;
 
 /// Timers of peers that are gone, before the queue is rid of them: too few to be worth the walk below this.
 const STALE_TIMERS: usize = 1024;
@@ -160,6 +165,8 @@ pub struct Core {
     touched: Vec<Token>,
     /// Peers to drop.
     dead: Vec<Token>,
+    /// Something went through a pipe since the last look.
+    poured: bool,
     mailbox: Mailbox,
 }
 
@@ -205,6 +212,35 @@ impl Core {
         let token = self.peers.insert(Peer::new(transport, remote, conn, connecting, self.now));
         self.touch(token);
         Ok(token)
+    }
+
+    /// Makes a pipe: a connection both ends of which are in this loop. Gives the near end and the far end.
+    pub fn pipe(&mut self, near: Conn, far: Conn) -> (Token, Token) {
+        let now = self.now;
+        let mut end = |conn| self.peers.insert(Peer::new(Transport::Pipe, Remote::Unix, conn, false, now));
+        let (near, far) = (end(near), end(far));
+        if let Some((near_peer, far_peer)) = self.peers.pair_mut(near, far) {
+            near_peer.twin = Twin::Far(far);
+            far_peer.twin = Twin::Near(near);
+        }
+        (near, far)
+    }
+
+    /// Carries bytes through a pipe, both ways. False when the other end is gone.
+    fn pour(&mut self, token: Token, twin: Token) -> bool {
+        let Core { peers, pool, config, now, .. } = self;
+        let Some((a, b)) = peers.pair_mut(token, twin) else { return false };
+        let (there, back) = (a.pour(b, *now, pool, config), b.pour(a, *now, pool, config));
+        for token in [there.then_some(twin), back.then_some(token)].into_iter().flatten() {
+            self.poured = true;
+            self.step_again(token);
+        }
+        if there || back {
+            // Either may have room now for what waits for it.
+            self.touch(token);
+            self.touch(twin);
+        }
+        true
     }
 
     /// A peer that is still there.
@@ -350,6 +386,7 @@ impl<A: App> Reactor<A> {
             steps: VecDeque::new(),
             touched: Vec::new(),
             dead: Vec::new(),
+            poured: false,
             mailbox: Mailbox { sender, waker },
         };
         Ok(Reactor { core, app, poll, events: Events::with_capacity(EVENTS), inbox, signals: None })
@@ -381,9 +418,15 @@ impl<A: App> Reactor<A> {
     fn turn(&mut self) -> io::Result<()> {
         self.wait()?;
         self.read();
-        self.step();
-        self.app.route(&mut self.core);
-        self.flush();
+        for _ in 0..ROUNDS {
+            self.core.poured = false;
+            self.step();
+            self.app.route(&mut self.core);
+            self.flush();
+            if !self.core.poured {
+                break;
+            }
+        }
         self.expire();
         self.reap();
         Ok(())
@@ -466,7 +509,18 @@ impl<A: App> Reactor<A> {
             if peer.is_dead() {
                 continue;
             }
-            let flushed = peer.flush(core.now);
+            let flushed = match peer.twin.token() {
+                Some(twin) => {
+                    if !core.pour(token, twin)
+                        && let Some(peer) = core.peers.get_mut(token)
+                    {
+                        peer.output.clear();
+                    }
+                    Ok(())
+                }
+                None => peer.flush(core.now),
+            };
+            let Some(peer) = core.peers.get_mut(token) else { continue };
             if let Err(error) = flushed {
                 peer.go_deaf();
                 app.lost(core, token, Loss::Deaf(error));
@@ -529,6 +583,12 @@ impl<A: App> Reactor<A> {
             peer.input.release(&mut core.pool);
             peer.output.clear();
             peer.output.release(&mut core.pool);
+            if let Some(twin) = peer.twin.token()
+                && let Some(other) = core.peers.get_mut(twin)
+            {
+                other.hang_up();
+                core.step_again(twin);
+            }
             core.stale_timers += usize::from(peer.armed.is_some());
             app.gone(core, token, peer);
         }
