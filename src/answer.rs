@@ -46,6 +46,24 @@ codes! {
     LINK_PROTOCOL = "link-protocol", 502, "http_protocol_error";
     /// The name of a tunnel that can't be one.
     BAD_NAME = "bad-name", 400, "http_request_error";
+    /// An agent that has to show a credential showed none.
+    NO_CREDENTIAL = "no-credential", 401, "http_request_denied";
+    /// An agent's credential is none of those that the relay knows.
+    BAD_CREDENTIAL = "bad-credential", 401, "http_request_denied";
+    /// An agent's credential may not claim the tunnel's name.
+    NAME_NOT_ALLOWED = "name-not-allowed", 403, "http_request_denied";
+    /// A request's body is too large to travel as a message.
+    MESSAGE_TOO_LARGE = "message-too-large", 413, "http_request_error";
+    /// An answer's body is too large to travel as a message.
+    ANSWER_TOO_LARGE = "answer-too-large", 502, "http_response_body_size";
+    /// The dialect of the tunnel's agent has no word for this request.
+    DIALECT_LIMIT = "dialect-limit", 501, "http_request_denied";
+    /// A body is no text, and the agent has not said that it can read it encoded.
+    BINARY_BODY = "binary-body", 502, "http_request_denied";
+    /// An agent's answer is for no message that it was given, or comes twice, or too late.
+    UNKNOWN_MESSAGE = "unknown-message", 404, "http_request_error";
+    /// An agent's message can't be read.
+    BAD_MESSAGE = "bad-message", 400, "http_request_error";
     /// CONNECT.
     CONNECT = "connect-unsupported", 501, "http_request_denied";
     /// The program is stopping.
@@ -125,7 +143,11 @@ impl Answer {
         fields.field("Content-Type", if json { "application/json" } else { "text/plain; charset=utf-8" });
         fields.field("Cache-Control", "no-store");
         fields.field("Date", httpdate::fmt_http_date(now));
-        let Code { name, proxy_error, .. } = self.code;
+        let Code { name, status, proxy_error } = self.code;
+        if status == 401 {
+            // RFC 9110 §11.6.1 asks for a challenge with each; RFC 6750 §3 for a parameter in it.
+            fields.field("WWW-Authenticate", format!("Bearer realm=\"{program}\""));
+        }
         fields.field("Proxy-Status", format!("{program}; error={proxy_error}; details=\"{name}\""));
         if let Some(seconds) = self.retry_after {
             fields.field("Retry-After", seconds.to_string());

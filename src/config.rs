@@ -18,8 +18,9 @@ use crate::agent::{self, Via};
 use crate::cli::{Common, Relay, Reverse};
 use crate::log::AccessLog;
 use crate::net::addr::Place;
-use crate::relay;
+use crate::relay::agents::{Access, Agents};
 use crate::relay::route::TunnelName;
+use crate::relay::{self, Polling};
 
 /// Where the relay listens that an agent without `--via` starts.
 pub const OWN_RELAY: &str = "127.0.0.1:9999";
@@ -100,12 +101,15 @@ fn access_log(common: &Common) -> Result<AccessLog, String> {
 /// When they can't be.
 pub fn relay(cli: &Relay) -> Result<relay::Settings, String> {
     let listen = cli.listen.iter().map(|text| listen(text)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(public) = listen.iter().find(|address| !address.ip().is_loopback() && !cli.open) {
+    let anyone = cli.agents.is_none() && !cli.open;
+    if let Some(public) = listen.iter().find(|address| !address.ip().is_loopback() && anyone) {
         return Err(format!(
             "--listen {public} can be reached from other machines, and whoever reaches it could claim any tunnel: say \
-             --open if that is meant, or listen on 127.0.0.1"
+             with --agents FILE who may, say --open if anyone may, or listen on 127.0.0.1"
         ));
     }
+    let agents = access(cli)?;
+    let polling = polling(cli)?;
     let domain = cli.domain.trim_matches('.').to_ascii_lowercase();
     if domain.is_empty() || domain.contains(':') || !is_host(domain.as_bytes()) {
         return Err(format!("--domain {}: it is a host name, such as tunnels.example.org", cli.domain));
@@ -113,7 +117,30 @@ pub fn relay(cli: &Relay) -> Result<relay::Settings, String> {
     let trusted = cli.trust_forwarded.iter().map(|text| network(text)).collect::<Result<Vec<_>, _>>()?;
     let workers = usize::from(cli.workers);
     let access_logs = (0..workers).map(|_| access_log(&cli.common)).collect::<Result<Vec<_>, _>>()?;
-    Ok(relay::Settings { listen, domain, workers, trusted, config: config(&cli.common)?, access_logs })
+    Ok(relay::Settings { listen, domain, workers, trusted, config: config(&cli.common)?, access_logs, agents, polling })
+}
+
+fn polling(cli: &Relay) -> Result<Polling, String> {
+    let prefix = cli.queue_prefix.as_deref().unwrap_or_default().trim_end_matches('/');
+    let good = |b: u8| b.is_ascii_graphic() && !matches!(b, b'?' | b'#');
+    if !prefix.is_empty() && (!prefix.starts_with('/') || !prefix.bytes().all(good)) {
+        return Err(format!("--queue-prefix {prefix}: it is a path, such as /queues"));
+    }
+    Ok(Polling { no_upgrade: cli.no_upgrade, prefix: prefix.into(), query: cli.ptth_query })
+}
+
+fn access(cli: &Relay) -> Result<Access, String> {
+    let Some(path) = &cli.agents else { return Ok(Access::Anyone) };
+    let name = path.display();
+    if cli.open {
+        return Err(format!(
+            "--agents {name} and --open contradict each other: drop --open to let in those in the file alone, or \
+             --agents to let in anyone"
+        ));
+    }
+    let text = fs::read_to_string(path).map_err(|error| format!("--agents {name}: can't be read: {error}"))?;
+    let agents = Agents::parse(&text).map_err(|error| format!("--agents {name}: {error}"))?;
+    Ok(Access::Listed(agents))
 }
 
 fn listen(text: &str) -> Result<SocketAddr, String> {
@@ -150,6 +177,8 @@ pub fn reverse(cli: &Reverse) -> Result<(agent::Settings, Option<relay::Settings
             trusted: Vec::new(),
             config: config(&cli.common)?,
             access_logs: vec![access_log(&cli.common)?],
+            agents: Access::Anyone,
+            polling: Polling::default(),
         }),
     };
     // The relay sees every request, those that no link was there for too: its lines are enough.
@@ -239,11 +268,21 @@ fn token(cli: &Reverse) -> Result<Option<String>, String> {
             Err(_) => return Ok(None),
         },
     };
-    let token = text.trim();
-    if token.is_empty() || !is_value(token.as_bytes()) {
-        return Err("the credential is empty, or has bytes in it that can't be sent".into());
+    Ok(Some(credential(&text)?.into()))
+}
+
+/// The credential in what was read: the same for the agent that sends it as for the relay's operator who hashes it.
+///
+/// # Errors
+/// When there is none, or one that could not be sent.
+pub fn credential(text: &str) -> Result<&str, String> {
+    match text.trim() {
+        "" => Err("the credential is empty".into()),
+        text if !is_value(text.as_bytes()) => {
+            Err("the credential can't be sent: it is one line, without control characters".into())
+        }
+        text => Ok(text),
     }
-    Ok(Some(token.into()))
 }
 
 fn read_token(path: &Path) -> Result<String, String> {
@@ -325,10 +364,24 @@ mod tests {
             &["--domain", "a b"],
             &["--domain", "a:80"],
             &["--trust-forwarded", "proxy"],
+            &["--agents", "/no/such/file"],
+            &["--agents", "/dev/null"],
+            &["--agents", "Cargo.toml"],
+            &["--agents", "/dev/null", "--open"],
         ] {
             assert!(relay_of(args).is_err(), "{args:?}");
         }
         assert!(relay_of(&["--listen", "0.0.0.0:9999", "--open", "--trust-forwarded", "10.0.0.0/8"]).is_ok());
+    }
+
+    #[test]
+    fn a_credential_is_one_line_without_the_space_around_it() {
+        for (text, key) in [("k\n", "k"), (" a b\r\n", "a b"), ("\u{e9}", "\u{e9}")] {
+            assert_eq!(credential(text), Ok(key));
+        }
+        for text in ["", "\n", " \t\r\n", "a\nb", "a\0b", "a\x7f"] {
+            assert!(credential(text).is_err(), "{text:?}");
+        }
     }
 
     #[test]

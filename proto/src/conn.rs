@@ -162,6 +162,12 @@ impl Conn {
         Conn { state: State::Http(Http::new(Role::Client, Profile::Standard, now)) }
     }
 
+    /// A link without a handshake: one end of a pipe to whoever makes messages of what is said on it. Which end asks is told by
+    /// the role, as on a connection after the turn.
+    pub fn link(role: Role, now: Instant) -> Conn {
+        Conn { state: State::Link(Http::new(role, Profile::Standard, now)) }
+    }
+
     /// Our role at the moment; `None` once the connection is closing.
     pub fn role(&self) -> Option<Role> {
         self.http().map(|http| http.role)

@@ -66,6 +66,11 @@ named_numbers! {
         /// Links or upstream connections that one request is tried on. nginx tries every server once; a stale pool shows
         /// itself after two.
         tries = "tries", 4, "links that one request may be tried on";
+        /// Bytes of a body that travels as a message, where bodies are whole. nginx's `client_max_body_size`.
+        message = "message", 1024 * 1024, "bytes of a body where bodies travel whole (413 or 502 beyond)";
+        /// Bytes of one tunnel's messages, from their first byte to their answer: those beyond get a 503 at once. Sixteen of the
+        /// largest.
+        queue = "queue", 16 * 1024 * 1024, "bytes of a tunnel's messages (503 beyond)";
         /// Idle connections to the upstream that an agent keeps. nginx's documentation suggests 16 to 32 in `keepalive`.
         upstream_idle = "upstream-idle", 64, "idle upstream connections an agent keeps";
     }
@@ -120,6 +125,12 @@ named_numbers! {
         /// After our last byte, for the peer to read it before the socket goes: else a reset may overtake it (RFC 9112
         /// §9.6). nginx's `lingering_timeout` is 5 s.
         linger = "linger", Duration::from_secs(2), "a closed connection's last bytes to arrive";
+        /// An agent's poll while there is nothing for it. `ptth_relay` holds one for 25 s, because its agent gives up after 30;
+        /// proxies on the way seldom give up before 60.
+        poll = "poll", Duration::from_secs(25), "an agent's poll while there is nothing for it";
+        /// An agent that polls because its upgrade was refused, before it tries that again. Whoever is in the way is
+        /// seldom gone sooner; the attempt is one small request.
+        upgrade_again = "upgrade-again", Duration::from_secs(300), "an agent that polls tries the upgrade again";
         /// Running exchanges after SIGTERM. systemd kills after 90 s, Kubernetes after 30.
         drain = "drain", Duration::from_secs(30), "running exchanges after a signal to stop";
         /// An agent's link beyond its spare ones, without a request.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use mio::Token;
 use ptth_proto::conn::{Config, Conn, Event};
 use ptth_proto::error::Error;
+use ptth_proto::http::framing::Framing;
 use ptth_proto::limits::Wait;
 use ptth_proto::link::upgrade::Token as Offered;
 use ptth_proto::wire::fields::Name;
@@ -21,7 +22,7 @@ use ptth_proto::wire::head::FieldWriter;
 
 use crate::answer::{Answer, Code};
 use crate::bridge::exchange::Exchange;
-use crate::bridge::{Assign, BackFault, Bridge, Order, Side};
+use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side};
 use crate::log::AccessLog;
 use crate::net::Transport;
 use crate::net::addr::{Place, Remote};
@@ -398,6 +399,14 @@ impl Side for Agent {
         if let Some(peer) = core.peer(front) {
             self.links.is_idle(peer.key, now);
         }
+    }
+
+    fn claim(&mut self, _: &mut Core, _: Token, _: Framing, _: &mut Vec<Order>) -> Claim {
+        Claim::No
+    }
+
+    fn is_owed(&self) -> bool {
+        false
     }
 
     fn offer(&mut self, _: &mut Core, _: Token, _: &mut Vec<Order>) -> Option<Answer> {

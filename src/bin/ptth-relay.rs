@@ -1,16 +1,22 @@
 //! The relay: the public side of tunnels.
 
+use std::io::{self, IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use ptth::cli::Relay;
+use ptth::cli::{Relay, Task};
 use ptth::config::Failure;
+use ptth::relay::agents;
 use ptth::{config, log, relay};
 
 fn main() -> ExitCode {
     let cli = Relay::parse();
     log::to_stderr("ptth-relay", config::level(&cli.common));
-    match run(&cli) {
+    let done = match cli.task {
+        Some(Task::HashKey) => hash_key(),
+        None => run(&cli),
+    };
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(Failure(error, code)) => {
             ::log::error!("{error}");
@@ -33,4 +39,27 @@ fn run(cli: &Relay) -> Result<u8, Failure> {
         ::log::info!("listening on http://{address}, tunnels are http://NAME.{domain}:{}/", address.port());
     }
     relay::run(reactors).map_err(Failure::start)
+}
+
+/// Reads a key and prints what lets its holder in.
+fn hash_key() -> Result<u8, Failure> {
+    let stdin = io::stdin();
+    let mut text = String::new();
+    let read = if stdin.is_terminal() {
+        ::log::info!("type or paste the key that the agent will have, and press Enter");
+        stdin.read_line(&mut text)
+    } else {
+        stdin.lock().read_to_string(&mut text)
+    };
+    read.map_err(|error| Failure::start(format!("the key can't be read from stdin: {error}")))?;
+    let key = config::credential(&text).map_err(Failure::flags)?;
+    print_line(&agents::hash_line(key)).map_err(|error| Failure::start(format!("stdout can't be written: {error}")))?;
+    Ok(0)
+}
+
+/// Prints a line to stdout: the one place that does.
+fn print_line(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
 }

@@ -29,7 +29,7 @@ pub(super) enum Flow {
 }
 
 /// Whether the bytes of `from` have to wait until `to` takes what it has.
-fn hold(from: &mut Peer, to: &mut Peer, most: usize, now: Instant) -> bool {
+pub(crate) fn hold(from: &mut Peer, to: &mut Peer, most: usize, now: Instant) -> bool {
     let full = to.output.len() >= most;
     if full {
         to.fed = true;

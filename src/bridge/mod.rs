@@ -25,6 +25,7 @@ use crate::log::{AccessLog, Line};
 use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat};
 use crate::reactor::{App, Core, Loss, Mailbox, Message};
+pub(crate) use carry::hold;
 use carry::{Flow, ask, home};
 use exchange::{Exchange, Exchanges, Stage};
 
@@ -41,6 +42,17 @@ pub enum Assign {
     Refuse(Answer),
 }
 
+/// Whose a request is.
+#[derive(Debug)]
+pub enum Claim {
+    /// A visitor's.
+    No,
+    /// The program's own; its front is the program's until [`Order::Listen`] or [`Order::Begin`].
+    Taken,
+    /// The program's own, and this is the answer.
+    Refuse(Answer),
+}
+
 /// What a side asks of the bridge.
 #[derive(Debug)]
 pub enum Order {
@@ -54,6 +66,12 @@ pub enum Order {
     Answer(usize, Answer),
     /// This front is an ordinary one from now on: listen to it.
     Listen(Token),
+    /// This front is an ordinary one, and its request, with this head, is a visitor's.
+    Begin(Token, Framing, Box<Head>),
+    /// This request, with this head, was the program's own and gets this answer.
+    Respond(Token, Box<Head>, Answer),
+    /// This back is of no more use, and its exchange gets this answer.
+    Fault(Token, Answer),
 }
 
 /// What went wrong on a back.
@@ -84,6 +102,10 @@ pub trait Side {
     fn release(&mut self, core: &mut Core, back: Token, orders: &mut Vec<Order>);
     /// The front has answered and is kept for more.
     fn front_kept(&mut self, core: &mut Core, front: Token);
+    /// A request has come in on a front, its head in `core.head`: is it an agent's, and so for the program itself?
+    fn claim(&mut self, core: &mut Core, token: Token, framing: Framing, orders: &mut Vec<Order>) -> Claim;
+    /// Whether answers are still to come, on connections that are not there yet.
+    fn is_owed(&self) -> bool;
     /// An agent offers its connection as a link. Gives the refusal, or takes it.
     fn offer(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) -> Option<Answer>;
     /// Something is new at a peer that is the side's own.
@@ -183,7 +205,7 @@ impl<S: Side> Bridge<S> {
                 Err(error) => Some(Heard::Error(error)),
             };
             match heard {
-                Some(Heard::Request(framing)) => return self.begin(core, token, framing),
+                Some(Heard::Request(framing)) => return self.receive(core, token, framing),
                 Some(Heard::Offer) => return self.offered(core, token),
                 Some(Heard::Error(error)) => return self.refuse(core, token, error),
                 Some(Heard::Other) => {}
@@ -206,6 +228,22 @@ impl<S: Side> Bridge<S> {
             self.respond_alone(core, token, &head, &answer);
             core.head = head;
             core.step_again(token);
+        }
+    }
+
+    /// A request's head is here: a visitor's, or an agent's.
+    fn receive(&mut self, core: &mut Core, token: Token, framing: Framing) {
+        match self.side.claim(core, token, framing, &mut self.orders) {
+            Claim::No => self.begin(core, token, framing),
+            Claim::Taken => {}
+            Claim::Refuse(answer) => {
+                log::info!("an agent was refused ({}): {}", answer.code.name, answer.text);
+                take_bodiless(core, token, framing);
+                let head = std::mem::take(&mut core.head);
+                self.respond_alone(core, token, &head, &answer);
+                core.head = head;
+                core.step_again(token);
+            }
         }
     }
 
@@ -264,17 +302,16 @@ impl<S: Side> Bridge<S> {
     /// A request's head is here.
     fn begin(&mut self, core: &mut Core, front: Token, framing: Framing) {
         let now = core.now;
-        let Some((peer, head, config)) = core.hear(front) else { return };
+        if framing == Framing::Empty {
+            take_bodiless(core, front, framing);
+        }
+        let Some((peer, head, _)) = core.hear(front) else { return };
         let mut exchange = self.exchanges.begin(front, peer.remote, framing, now);
         std::mem::swap(&mut exchange.head, head);
         exchange.key = peer.key;
         let connect = exchange.head.method() == b"CONNECT";
         let id = self.exchanges.insert(exchange);
         peer.seat = Seat::Exchange(id);
-        if framing == Framing::Empty {
-            // The end of a message without a body takes no bytes.
-            let _ = peer.conn.recv(now, b"", head, config);
-        }
         core.touch(front);
         if self.running != Running::Yes {
             return self.answer(core, id, stopping());
@@ -561,6 +598,16 @@ impl<S: Side> Bridge<S> {
         self.answer(core, id, answer);
     }
 
+    /// The program has found that a back won't do, and says why.
+    fn back_faulted(&mut self, core: &mut Core, back: Token, answer: Answer) {
+        let Some(Seat::Exchange(id)) = core.peer(back).map(|peer| peer.seat) else { return };
+        self.drop_back(core, id);
+        if let Some(exchange) = self.exchanges.get_mut(id) {
+            log::warn!("request {}: {} ({})", exchange.number, answer.text, answer.code.name);
+        }
+        self.answer(core, id, answer);
+    }
+
     fn write_line(&mut self, core: &Core, exchange: &Exchange) {
         if !self.log.is_on() {
             return;
@@ -592,6 +639,19 @@ impl<S: Side> Bridge<S> {
                     }
                 }
                 Order::Listen(token) => self.listen(core, token),
+                Order::Begin(token, framing, head) => {
+                    core.head = *head;
+                    self.begin(core, token, framing);
+                }
+                Order::Respond(token, head, answer) => {
+                    if let Some(peer) = core.peer(token) {
+                        peer.seat = Seat::Front;
+                        log::info!("{}: an agent was refused ({}): {}", peer.remote, answer.code.name, answer.text);
+                        self.respond_alone(core, token, &head, &answer);
+                        core.step_again(token);
+                    }
+                }
+                Order::Fault(back, answer) => self.back_faulted(core, back, answer),
             }
         }
     }
@@ -709,7 +769,9 @@ impl<S: Side> App for Bridge<S> {
             running => log::info!("stopping: {running} requests have {} s to end", drain.as_secs()),
         }
         core.set_timer(drain, DRAINED);
-        core.close_listeners();
+        if !self.side.is_owed() {
+            core.close_listeners();
+        }
         self.side.stop(core);
         let fronts: Vec<Token> = core
             .peers()
@@ -794,12 +856,23 @@ enum Heard {
     Error(Error),
 }
 
-fn stopping() -> Answer {
+/// The end of a request without a body takes no bytes: it is there with the head, and is taken before the request is answered.
+pub fn take_bodiless(core: &mut Core, token: Token, framing: Framing) {
+    let now = core.now;
+    if matches!(framing, Framing::Empty | Framing::Length(0))
+        && let Some((peer, head, config)) = core.hear(token)
+    {
+        let _ = peer.conn.recv(now, b"", head, config);
+    }
+}
+
+/// What those get who come while the program ends.
+pub fn stopping() -> Answer {
     Answer::new(Code::STOPPING, "The program is being stopped and takes no new requests.")
 }
 
 /// Sends an answer of our own. Gives how much body it has.
-fn respond(program: &str, core: &mut Core, front: Token, head: &Head, id: u64, answer: &Answer) -> u64 {
+pub(crate) fn respond(program: &str, core: &mut Core, front: Token, head: &Head, id: u64, answer: &Answer) -> u64 {
     let (now, date) = (core.now, core.wall_clock());
     let Some(peer) = core.tell(front) else { return 0 };
     let json = wants_json(head);

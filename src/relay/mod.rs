@@ -1,6 +1,8 @@
 //! The public side: visitors and agents on one port. Fronts are visitors, backs are links; which tunnel a visitor means is
 //! settled by [`route`], who can serve it by [`registry`].
 
+pub mod agents;
+mod queues;
 pub mod registry;
 pub mod route;
 pub mod workers;
@@ -17,18 +19,21 @@ use ipnet::IpNet;
 use mio::Token;
 use ptth_proto::conn::Config;
 use ptth_proto::error::Error;
+use ptth_proto::http::framing::Framing;
 use ptth_proto::limits::Wait;
 use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::{FieldWriter, split_port};
 
 use crate::answer::{Answer, Code};
 use crate::bridge::exchange::Exchange;
-use crate::bridge::{Assign, BackFault, Bridge, Order, Side, is_http10};
+use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side, is_http10};
 use crate::log::AccessLog;
 use crate::net;
 use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat};
 use crate::reactor::{Core, Loss, Message, Reactor};
+use agents::Access;
+use queues::{Carriage, Passed, Queues, Secrets};
 use registry::{Registry, Taken};
 use route::TunnelName;
 use workers::{Directory, Word, Workers};
@@ -48,6 +53,21 @@ pub struct Settings {
     pub config: Config,
     /// One line for each exchange, for each worker.
     pub access_logs: Vec<AccessLog>,
+    /// Who may claim names.
+    pub agents: Access,
+    /// What it does for agents that poll.
+    pub polling: Polling,
+}
+
+/// What a relay does for agents that poll.
+#[derive(Clone, Debug, Default)]
+pub struct Polling {
+    /// No connection is turned: an agent that offers it is given messages.
+    pub no_upgrade: bool,
+    /// The path below which the queues are, without a slash at its end.
+    pub prefix: String,
+    /// Stock agents of the `ptth` dialect get query strings too.
+    pub query: bool,
 }
 
 /// A tunnel whose last link is gone is only said to be down after a moment: agents that serve one request for each
@@ -63,7 +83,10 @@ const MOST_HOPS: usize = 2;
 pub struct Relay {
     domain: String,
     trusted: Vec<IpNet>,
+    access: Access,
+    polling: Polling,
     tunnels: Registry,
+    queues: Queues,
     workers: Workers,
 }
 
@@ -75,14 +98,17 @@ pub type Worker = Reactor<Bridge<Relay>>;
 /// # Errors
 /// In one sentence for the person who started it.
 pub fn start(settings: Settings) -> Result<(Vec<Worker>, Vec<SocketAddr>), String> {
-    let Settings { listen, domain, workers, trusted, config, access_logs } = settings;
+    let Settings { listen, domain, workers, trusted, config, access_logs, agents, polling } = settings;
     let directory = Arc::new(Directory::default());
     let mut reactors = Vec::new();
     for (me, access_log) in access_logs.into_iter().enumerate().take(workers) {
         let relay = Relay {
             domain: domain.clone(),
             trusted: trusted.clone(),
+            access: agents.clone(),
+            polling: polling.clone(),
             tunnels: Registry::new(config.limits.tunnels, config.limits.links),
+            queues: Queues::new(me, Secrets::new()?),
             workers: Workers::new(Arc::clone(&directory), me),
         };
         let bridge = Bridge::numbered(relay, access_log, me as u64 + 1, workers as u64);
@@ -162,6 +188,9 @@ impl Side for Relay {
         if let Some(link) = self.tunnels.take_idle(tunnel, |link| is_free(core, link)) {
             return Assign::Back(link);
         }
+        if self.has_poll(tunnel) {
+            return Assign::Back(self.open_pipe(core, tunnel));
+        }
         if self.workers.are_several()
             && self.tunnels.links(tunnel) == 0
             && exchange.hops < MOST_HOPS
@@ -169,7 +198,7 @@ impl Side for Relay {
         {
             return Assign::Elsewhere(mailbox);
         }
-        if self.tunnels.waiting(tunnel) >= core.config.limits.waiting {
+        if self.tunnels.waiting(tunnel) + self.letters_waiting(tunnel) >= core.config.limits.waiting {
             let name = self.tunnels.name(tunnel);
             let text = format!("Too many requests wait for a link of the tunnel `{name}` already; try again later.");
             return Assign::Refuse(Answer::new(Code::TUNNEL_BUSY, text));
@@ -196,19 +225,37 @@ impl Side for Relay {
     }
 
     fn release(&mut self, core: &mut Core, back: Token, orders: &mut Vec<Order>) {
-        if let Some(peer) = core.peer(back) {
-            self.link_is_idle(peer.key, back, orders);
+        match core.peer(back).map(|peer| peer.key) {
+            Some(queues::NEAR) => self.pipe_is_idle(core, back),
+            Some(tunnel) => self.link_is_idle(tunnel, back, orders),
+            None => {}
         }
     }
 
     fn front_kept(&mut self, _: &mut Core, _: Token) {}
 
+    fn claim(&mut self, core: &mut Core, token: Token, framing: Framing, orders: &mut Vec<Order>) -> Claim {
+        self.claim_request(core, token, framing, orders)
+    }
+
+    fn is_owed(&self) -> bool {
+        self.queues.is_owed()
+    }
+
     fn offer(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) -> Option<Answer> {
-        let Some(name) = route::name_of_path(core.head.target()) else {
-            let text = "The first segment of the path that an agent posts to is its tunnel's name: 1 to 63 letters, \
-                        digits, `-` and `_`, or nothing for the tunnel `default`.";
-            return Some(Answer::new(Code::BAD_NAME, text));
+        let Some(name) = route::name_of_offer(&core.head, self.polling.prefix.as_bytes()) else {
+            return Some(bad_name());
         };
+        if self.polling.no_upgrade {
+            let carriage = Carriage::comet(&core.head);
+            return match self.polled(core, token, name, carriage, Framing::Empty, orders) {
+                Claim::Refuse(answer) => Some(answer),
+                Claim::Taken | Claim::No => None,
+            };
+        }
+        if let Err(denied) = self.access.admit(&core.head, name.as_str()) {
+            return Some(agents::refusal(denied, name.as_str()));
+        }
         let Some(tunnel) = self.tunnels.claim(name.as_str()) else {
             let text = "This relay has as many tunnels as it may have.";
             return Some(Answer::new(Code::TOO_MANY_TUNNELS, text));
@@ -226,10 +273,16 @@ impl Side for Relay {
         None
     }
 
-    /// A link between two exchanges: nothing may come on it but its end.
-    fn own(&mut self, core: &mut Core, token: Token, _: &mut Vec<Order>) {
+    fn own(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) {
         let now = core.now;
         let Some((peer, head, config)) = core.hear(token) else { return };
+        match peer.key {
+            queues::FAR => return self.step_far(core, token, orders),
+            queues::POLL => return self.step_poll(core, token),
+            queues::COMING => return self.step_coming(core, token, orders),
+            _ => {}
+        }
+        // A link between two exchanges: nothing may come on it but its end.
         match peer.conn.recv(now, peer.input.bytes(), head, config) {
             Ok((_, None)) if !peer.eof => {}
             Ok(_) => core.drop_peer(token),
@@ -243,6 +296,10 @@ impl Side for Relay {
     fn own_lost(&mut self, core: &mut Core, token: Token, loss: Loss, orders: &mut Vec<Order>) {
         let now = core.now;
         let Some(peer) = core.peer(token) else { return };
+        let key = peer.key;
+        if key >= queues::FAR {
+            return self.lost_own(core, token, key, loss, orders);
+        }
         match loss {
             Loss::Late(wait @ Wait::Pause) => {
                 peer.conn.timeout(now, wait);
@@ -256,8 +313,9 @@ impl Side for Relay {
         }
     }
 
-    fn gone(&mut self, core: &mut Core, _: Token, peer: Peer) {
-        if peer.key == NO_KEY {
+    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer) {
+        self.queue_peer_gone(core, token, &peer);
+        if peer.key >= queues::FAR {
             return;
         }
         self.workers.link_gone(self.tunnels.name(peer.key));
@@ -320,28 +378,7 @@ impl Side for Relay {
                     self.domain
                 ),
             ),
-            BackFault::Late(Wait::Link) if self.tunnels.links(exchange.tunnel) == 0 => (
-                Code::NO_LINK,
-                format!(
-                    "No agent is connected to this relay as `{name}`, and none came while the request waited. Start one \
-                     with `ptth-reverse PORT --via … --name {name}`, or look at its log."
-                ),
-            ),
-            BackFault::Late(Wait::Link) => (
-                Code::LINKS_BUSY,
-                format!(
-                    "All links of the agent `{name}` are busy, and none was free while the request waited. Raise its \
-                     `--links`, or start another agent under the same name."
-                ),
-            ),
-            BackFault::Late(wait) => (
-                Code::LINK_TIMEOUT,
-                format!(
-                    "The agent `{name}` took the request and was silent for longer than it may be (--timeout {}). Its \
-                     upstream may be slow, or the agent frozen.",
-                    wait_name(*wait)
-                ),
-            ),
+            BackFault::Late(wait) => return self.late(exchange.tunnel, *wait),
             BackFault::Protocol(error @ (Error::Peer(_) | Error::Limit(_))) => (
                 Code::LINK_PROTOCOL,
                 format!("The answer of the agent `{name}` was not passed on: it {error} ({}).", error.code()),
@@ -362,8 +399,14 @@ impl Side for Relay {
         self.tunnels.name(exchange.tunnel)
     }
 
-    /// The timers are those of tunnels without a link.
-    fn timer(&mut self, _: &mut Core, key: usize, _: &mut Vec<Order>) {
+    fn timer(&mut self, core: &mut Core, key: usize, orders: &mut Vec<Order>) {
+        if key == queues::OUT {
+            return self.out_is_due(core, orders);
+        }
+        if key & queues::MAIL != 0 {
+            return self.mail_is_due(core, key & !queues::MAIL, orders);
+        }
+        // All others are those of tunnels without a link.
         if let Some(name) = self.tunnels.settle_down(key)
             && self.workers.is_down(&name)
         {
@@ -373,11 +416,14 @@ impl Side for Relay {
 
     fn message(&mut self, core: &mut Core, message: Message, orders: &mut Vec<Order>) {
         match message {
-            Message::Handed(peer, parcel) => {
-                if let Ok(name) = parcel.downcast::<TunnelName>() {
-                    self.link_dealt(core, peer, &name, orders);
+            Message::Handed(peer, parcel) => match parcel.downcast::<TunnelName>() {
+                Ok(name) => self.link_dealt(core, peer, &name, orders),
+                Err(parcel) => {
+                    if let Ok(passed) = parcel.downcast::<Passed>() {
+                        self.passed(core, peer, *passed, orders);
+                    }
                 }
-            }
+            },
             Message::Word(word) => {
                 if let Ok(word) = word.downcast::<Word>() {
                     self.word(core, *word, orders);
@@ -392,8 +438,9 @@ impl Side for Relay {
         for mailbox in self.workers.others() {
             mailbox.send(Message::Stop);
         }
-        let links: Vec<Token> =
-            core.peers().filter(|(_, peer)| peer.seat == Seat::Own).map(|(token, _)| token).collect();
+        self.stop_queues(core);
+        let is_link = |peer: &Peer| peer.seat == Seat::Own && peer.key < queues::FAR;
+        let links: Vec<Token> = core.peers().filter(|(_, peer)| is_link(peer)).map(|(token, _)| token).collect();
         for link in links {
             core.drop_peer(link);
         }
@@ -416,6 +463,36 @@ impl Relay {
             && !address
             && host.contains(&b'.')
             && route::route(&exchange.head, self.domain.as_bytes()).name.as_str() == "default"
+    }
+
+    /// The page for a request whose time is over.
+    fn late(&self, tunnel: usize, wait: Wait) -> Answer {
+        let name = self.tunnels.name(tunnel);
+        let (code, text) = match wait {
+            Wait::Link if self.tunnels.links(tunnel) == 0 => (
+                Code::NO_LINK,
+                format!(
+                    "No agent is connected to this relay as `{name}`, and none came while the request waited. Start one \
+                     with `ptth-reverse PORT --via … --name {name}`, or look at its log."
+                ),
+            ),
+            Wait::Link => (
+                Code::LINKS_BUSY,
+                format!(
+                    "All links of the agent `{name}` are busy, and none was free while the request waited. Raise its \
+                     `--links`, or start another agent under the same name."
+                ),
+            ),
+            wait => (
+                Code::LINK_TIMEOUT,
+                format!(
+                    "The agent `{name}` took the request and was silent for longer than it may be (--timeout {}). Its \
+                     upstream may be slow, or the agent frozen.",
+                    wait_name(wait)
+                ),
+            ),
+        };
+        Answer::new(code, text)
     }
 
     /// Takes an agent's connection as a link.
@@ -489,8 +566,9 @@ impl Relay {
         match word {
             Word::Wanted(name, by) => {
                 let tunnel = self.tunnels.find(&name);
-                if tunnel.is_some_and(|tunnel| self.tunnels.has_idle(tunnel, |link| is_free(core, link)))
-                    && let Some(mailbox) = self.workers.mailbox(by)
+                if tunnel.is_some_and(|tunnel| {
+                    self.has_poll(tunnel) || self.tunnels.has_idle(tunnel, |link| is_free(core, link))
+                }) && let Some(mailbox) = self.workers.mailbox(by)
                 {
                     mailbox.send(Message::Word(Box::new(Word::Send(name, self.workers.me()))));
                 }
@@ -506,6 +584,12 @@ impl Relay {
             }
         }
     }
+}
+
+fn bad_name() -> Answer {
+    let text = "The first segment of the path that an agent posts to is its tunnel's name: 1 to 63 letters, digits, `-` and \
+                `_`, or nothing for the tunnel `default`.";
+    Answer::new(Code::BAD_NAME, text)
 }
 
 /// The name of a deadline as the command line has it: on a link, the wait for an answer is its own.

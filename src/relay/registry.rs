@@ -5,6 +5,8 @@ use std::collections::{HashMap, VecDeque};
 
 use mio::Token;
 
+use super::queues::Mail;
+
 /// What became of a new link.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Taken {
@@ -27,6 +29,8 @@ struct Tunnel {
     gone: usize,
     /// It was said that the tunnel is up.
     up: bool,
+    /// Its polls and messages.
+    mail: Mail,
 }
 
 /// All tunnels of a relay.
@@ -78,6 +82,7 @@ impl Registry {
             links: 0,
             gone: 0,
             up: false,
+            mail: Mail::default(),
         });
         self.by_name.insert(name.into(), tunnel);
         Some(tunnel)
@@ -94,6 +99,11 @@ impl Registry {
     /// The tunnel of a name, if there is one.
     pub fn find(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
+    }
+
+    /// Its polls and messages.
+    pub(super) fn mail(&mut self, tunnel: usize) -> Option<&mut Mail> {
+        self.get_mut(tunnel).map(|tunnel| &mut tunnel.mail)
     }
 
     /// Whether one of its links rests.

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use ptth_proto::http::framing::Framing;
 use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::{Head, Target, split_port};
 
@@ -100,12 +101,16 @@ fn name_of_host(authority: &[u8], domain: &[u8]) -> Option<TunnelName> {
     (rest[0] == b'.' && rest[1..].eq_ignore_ascii_case(domain)).then(|| TunnelName::of(name)).flatten()
 }
 
-/// The tunnel that an agent's offer to this target is for; `None` when the name can't be one.
-pub fn name_of_path(target: &[u8]) -> Option<TunnelName> {
-    let path = match Target::of(b"POST", target)? {
-        Target::Absolute { path, .. } | Target::Origin(path) => path,
-        Target::Authority(_) | Target::Asterisk => return None,
-    };
+/// The tunnel that an agent's offer is for; `None` when the name can't be one. `prefix` is where the queues are, and offers may
+/// be made.
+pub fn name_of_offer(head: &Head, prefix: &[u8]) -> Option<TunnelName> {
+    let path = path(head);
+    let below = path.strip_prefix(prefix).filter(|rest| matches!(rest, [] | [b'/' | b'?', ..]));
+    name_of_path(below.unwrap_or(path))
+}
+
+/// The tunnel whose name is the first segment of this path.
+fn name_of_path(path: &[u8]) -> Option<TunnelName> {
     let path = path.split(|b| *b == b'?').next().unwrap_or_default();
     let path = path.strip_prefix(b"/").unwrap_or(path);
     match path.split(|b| *b == b'/').next() {
@@ -122,6 +127,75 @@ pub fn target(head: &Head, cut: usize) -> Cow<'_, [u8]> {
         None | Some([]) => Cow::Borrowed(b"/"),
         Some(query @ [b'?', ..]) => Cow::Owned([b"/", query].concat()),
         Some(rest) => Cow::Borrowed(rest),
+    }
+}
+
+/// Where the `ptth` relay has its agents, whatever the name meant to its author.
+const PACKED: &[u8] = b"/7ZSFUKGV/";
+
+/// What a request is, as far as its head tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means<'a> {
+    /// A visitor's.
+    Visit,
+    /// An agent's poll of a COMET queue, or an answer, which is a poll too.
+    Comet(TunnelName),
+    /// The same if its body is a message; else a visitor's.
+    PerhapsComet(TunnelName),
+    /// A poll of the `ptth` dialect.
+    Listen(TunnelName),
+    /// An answer of the `ptth` dialect, with the id of its message.
+    Respond(&'a [u8]),
+    /// An agent's, for a tunnel that can't be one.
+    BadName,
+}
+
+/// Settles whether a request is an agent's. Under the host of a tunnel all are visitors'. `prefix` is where the queues are; empty
+/// for the root, where they share the paths with visitors of the tunnel `default`.
+pub fn means<'a>(head: &'a Head, framing: Framing, domain: &[u8], prefix: &[u8]) -> Means<'a> {
+    let path = path(head);
+    let post = head.method() == b"POST";
+    // Nearly all requests end here.
+    if !(post || path.starts_with(PACKED)) || name_of_host(authority(head), domain).is_some() {
+        return Means::Visit;
+    }
+    let path = path.split(|b| *b == b'?').next().unwrap_or_default();
+    if let Some(rest) = path.strip_prefix(PACKED) {
+        let (what, which) = rest.split_at(rest.iter().position(|b| *b == b'/').unwrap_or(rest.len()));
+        let which = which.strip_prefix(b"/").unwrap_or_default();
+        return match what {
+            b"http_listen" if head.method() == b"GET" => TunnelName::of(which).map_or(Means::BadName, Means::Listen),
+            b"http_response" if post => Means::Respond(which),
+            _ => Means::Visit,
+        };
+    }
+    let fields = &head.fields;
+    let offers =
+        fields.list(Name::Upgrade).any(|token| token.get(..5).is_some_and(|t| t.eq_ignore_ascii_case(b"PTTH/")));
+    let queue = path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with(b"/"));
+    if offers || fields.has(Name::PtthAccept) {
+        // Nobody but an agent says so.
+        return match name_of_path(queue.unwrap_or(path)) {
+            Some(name) => Means::Comet(name),
+            None => Means::BadName,
+        };
+    }
+    let Some(queue) = queue else { return Means::Visit };
+    let queue = queue.strip_prefix(b"/").unwrap_or_default();
+    let Some(name) = (if queue.is_empty() { Some(TunnelName::default()) } else { TunnelName::of(queue) }) else {
+        return if prefix.is_empty() { Means::Visit } else { Means::BadName };
+    };
+    let json = fields.first(Name::ContentType).is_some_and(|kind| {
+        let kind = kind.split(|b| *b == b';').next().unwrap_or_default();
+        kind.trim_ascii().eq_ignore_ascii_case(b"application/json")
+    });
+    match framing {
+        _ if !prefix.is_empty() => Means::Comet(name),
+        _ if !json => Means::Visit,
+        Framing::Empty | Framing::Length(0) => Means::Comet(name),
+        // Who waits for leave to send its body is no agent, and would wait for ever.
+        _ if fields.has(Name::Expect) => Means::Visit,
+        _ => Means::PerhapsComet(name),
     }
 }
 
@@ -169,6 +243,56 @@ mod tests {
     }
 
     #[test]
+    fn who_is_an_agent() {
+        let demo = TunnelName::of(b"demo").unwrap();
+        let default = TunnelName::default();
+        let json = "Content-type: application/json";
+        let cases: [(&str, &str, &str, &str, Framing, Means<'_>); 20] = [
+            ("POST", "/demo", "x", json, Framing::Empty, Means::Comet(demo)),
+            ("POST", "/demo?x", "x", json, Framing::Length(0), Means::Comet(demo)),
+            ("POST", "/", "x", json, Framing::Length(0), Means::Comet(default)),
+            ("POST", "/demo", "x", json, Framing::Length(2), Means::PerhapsComet(demo)),
+            (
+                "POST",
+                "/demo",
+                "x",
+                "Content-type: application/json; charset=utf-8",
+                Framing::Chunked,
+                Means::PerhapsComet(demo),
+            ),
+            ("POST", "/demo", "x", "Content-type: text/plain", Framing::Length(2), Means::Visit),
+            ("POST", "/demo", "x", "A: b", Framing::Empty, Means::Visit),
+            ("POST", "/demo/", "x", json, Framing::Empty, Means::Visit),
+            ("POST", "/demo/api", "x", json, Framing::Empty, Means::Visit),
+            ("POST", "/demo", "x", "Upgrade: PTTH/0.9", Framing::Empty, Means::Comet(demo)),
+            ("POST", "/demo", "x", "Upgrade: websocket", Framing::Empty, Means::Visit),
+            ("POST", "/demo", "x", "Ptth-Accept: comet", Framing::Empty, Means::Comet(demo)),
+            ("POST", "/d.mo", "x", "Ptth-Accept: comet", Framing::Empty, Means::BadName),
+            ("POST", "/demo", "demo.localhost", json, Framing::Empty, Means::Visit),
+            ("GET", "/demo", "x", json, Framing::Empty, Means::Visit),
+            ("GET", "/7ZSFUKGV/http_listen/demo", "x", "A: b", Framing::Empty, Means::Listen(demo)),
+            ("GET", "/7ZSFUKGV/http_listen/", "x", "A: b", Framing::Empty, Means::BadName),
+            ("GET", "/7ZSFUKGV/http_listen/demo", "demo.localhost", "A: b", Framing::Empty, Means::Visit),
+            ("POST", "/7ZSFUKGV/http_response/ABC", "x", "A: b", Framing::Chunked, Means::Respond(b"ABC")),
+            ("GET", "/7ZSFUKGV/else", "x", "A: b", Framing::Empty, Means::Visit),
+        ];
+        for (method, target, host, field, framing, expected) in cases {
+            let head = request(method, target, &format!("{host}\r\n{field}"));
+            assert_eq!(means(&head, framing, b"localhost", b""), expected, "{method} {target} {host} {field}");
+        }
+        // With the queues out of the way, all that is below their prefix is an agent's, and the rest is not.
+        let moved = |target: &str, field: &str| {
+            let head = request("POST", target, &format!("x\r\n{field}"));
+            format!("{:?}", matches!(means(&head, Framing::Empty, b"localhost", b"/q"), Means::Comet(_)))
+        };
+        assert_eq!(moved("/q/demo", json), "true");
+        assert_eq!(moved("/q", "A: b"), "true");
+        assert_eq!(moved("/demo", json), "false");
+        assert_eq!(moved("/qx", json), "false");
+        assert_eq!(moved("/demo", "Upgrade: PTTH/1.0"), "true");
+    }
+
+    #[test]
     fn agents() {
         for (target, name) in [
             ("/", Some("default")),
@@ -181,10 +305,16 @@ mod tests {
             ("/a%20b", None),
         ] {
             assert_eq!(
-                name_of_path(target.as_bytes()).map(|n| n.as_str().to_owned()),
+                name_of_offer(&request("POST", target, "x"), b"").map(|n| n.as_str().to_owned()),
                 name.map(String::from),
                 "{target}"
             );
+        }
+        let below = |target| name_of_offer(&request("POST", target, "x"), b"/q").map(|n| n.as_str().to_owned());
+        for (target, name) in
+            [("/q/demo", "demo"), ("/q", "default"), ("/q?x", "default"), ("/demo", "demo"), ("/qx", "qx")]
+        {
+            assert_eq!(below(target).as_deref(), Some(name), "{target}");
         }
     }
 }

@@ -108,6 +108,21 @@ impl Workers {
         to
     }
 
+    /// The worker that has all the polls and messages of this tunnel: always the same one, so that an agent's answer finds its
+    /// request without asking around.
+    pub fn home(&self, tunnel: &str) -> usize {
+        // FNV-1a: each worker comes to the same result, and nothing is lost when somebody chooses names that go to one of them.
+        let hash = tunnel
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        (hash % self.mailboxes().len().max(1) as u64) as usize
+    }
+
+    /// An agent polls on this worker: that counts as a link.
+    pub fn link_here(&self, tunnel: &str) {
+        self.change(tunnel, |entry| entry.links[self.me] += 1);
+    }
+
     /// A link of this worker is gone.
     pub fn link_gone(&self, tunnel: &str) {
         self.change(tunnel, |entry| entry.links[self.me] = entry.links[self.me].saturating_sub(1));

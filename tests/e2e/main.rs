@@ -17,6 +17,7 @@ mod support;
 mod agents;
 mod basics;
 mod bodies;
+mod credentials;
 mod deadlines;
 mod endings;
 mod failures;

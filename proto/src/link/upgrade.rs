@@ -74,11 +74,19 @@ pub fn offered(head: &Head) -> Result<Option<(Token, Profile)>, Error> {
     let Some(token) = fields.list(Name::Upgrade).find_map(Token::of) else { return Ok(None) };
     match framing(head, None)? {
         Framing::Empty | Framing::Length(0) => {}
+        // An answer of the COMET fallback from an agent that offers the upgrade with each request: it is read as the request it
+        // is, and nothing is switched.
+        _ if fields.first(Name::ContentType).is_some_and(is_json) => return Ok(None),
         _ => return Err(Fault::OfferWithBody.into()),
     }
     let ruby = fields.first(Name::UserAgent).is_some_and(|agent| agent.starts_with(b"Ruby"));
     let profile = if ruby && !fields.has(Name::Host) { Profile::NetPtth } else { Profile::Standard };
     Ok(Some((token, profile)))
+}
+
+fn is_json(kind: &[u8]) -> bool {
+    let kind = kind.split(|b| *b == b';').next().unwrap_or_default();
+    kind.trim_ascii().eq_ignore_ascii_case(b"application/json")
 }
 
 /// Appends the 101: 57 bytes, the one form that satisfies every known agent, among them sketches on Arduino boards that count
@@ -153,6 +161,7 @@ mod tests {
             ("User-Agent: Ruby\r\nUpgrade: PTTH/1.0\r\n", Ok(Some((Token::PTTH_1_0, Profile::NetPtth)))),
             ("Upgrade: PTTH/1.0\r\nContent-Length: 1\r\n", Err(Fault::OfferWithBody.into())),
             ("Upgrade: PTTH/1.0\r\nTransfer-Encoding: chunked\r\n", Err(Fault::OfferWithBody.into())),
+            ("Upgrade: PTTH/1.0\r\nContent-Type: application/json\r\nContent-Length: 2\r\n", Ok(None)),
         ] {
             assert_eq!(offer(fields), expected, "{fields:?}");
         }

@@ -40,10 +40,13 @@ pub enum Name {
     Host,
     Http2Settings,
     KeepAlive,
+    Prefer,
     ProxyAuthenticate,
     ProxyAuthorization,
     ProxyConnection,
     ProxyStatus,
+    /// `Ptth-Accept`: what a relay or an agent of ours understands beyond the dialect it speaks (`docs/comet.md`).
+    PtthAccept,
     Te,
     Trailer,
     TransferEncoding,
@@ -71,12 +74,14 @@ impl Name {
             4 if is(b"alpn") => Name::Alpn,
             6 if is(b"accept") => Name::Accept,
             6 if is(b"expect") => Name::Expect,
+            6 if is(b"prefer") => Name::Prefer,
             7 if is(b"upgrade") => Name::Upgrade,
             7 if is(b"trailer") => Name::Trailer,
             9 if is(b"forwarded") => Name::Forwarded,
             10 if is(b"connection") => Name::Connection,
             10 if is(b"keep-alive") => Name::KeepAlive,
             10 if is(b"user-agent") => Name::UserAgent,
+            11 if is(b"ptth-accept") => Name::PtthAccept,
             12 if is(b"content-type") => Name::ContentType,
             12 if is(b"proxy-status") => Name::ProxyStatus,
             13 if is(b"authorization") => Name::Authorization,
@@ -105,6 +110,7 @@ impl Name {
                 | Name::ProxyAuthenticate
                 | Name::ProxyAuthorization
                 | Name::ProxyConnection
+                | Name::PtthAccept
                 | Name::Te
                 | Name::TransferEncoding
                 | Name::Upgrade
@@ -195,7 +201,7 @@ impl Fields {
     }
 
     /// The fields in the order they were sent in.
-    pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
+    pub fn iter(&self) -> impl Iterator<Item = Field<'_>> + Clone {
         self.entries.iter().map(|e| Field {
             known: e.known,
             name: e.name.get(&self.bytes),
@@ -246,7 +252,7 @@ impl Fields {
 
     /// The fields that go on to the next connection: all but those of this hop, the framing, and those that `Connection`
     /// names. Framing is the business of whoever writes the next message.
-    pub fn end_to_end(&self) -> impl Iterator<Item = Field<'_>> {
+    pub fn end_to_end(&self) -> impl Iterator<Item = Field<'_>> + Clone {
         self.iter()
             .filter(|f| !f.known.is_hop_by_hop() && f.known != Name::ContentLength && !self.is_named_by_connection(*f))
     }
