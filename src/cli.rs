@@ -111,8 +111,9 @@ pub struct Reverse {
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
-    /// How to make links: `auto` or `ptth/1.0`
-    #[arg(long, value_name = "DIALECT", default_value = "auto", value_parser = ["auto", "ptth/1.0"])]
+    /// How to make links: by upgrade (`ptth/1.0`), by polls (`comet`), or by polls of a relay of the ptth dialect (`ptth-relay`);
+    /// `auto` tries the upgrade and falls back to polls, and takes ptth-relay when the relay's URL ends in its path
+    #[arg(long, value_name = "DIALECT", default_value = "auto", value_parser = ["auto", "ptth/1.0", "comet", "ptth-relay"])]
     pub dialect: String,
 
     /// Keep MIN links waiting for requests, and at most MAX in all

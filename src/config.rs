@@ -10,11 +10,11 @@ use log::LevelFilter;
 use ptth_proto::conn::Config;
 use ptth_proto::limits::{MAX_FIELDS, Wait};
 use ptth_proto::wire::fields::is_value;
-use ptth_proto::wire::head::is_host;
+use ptth_proto::wire::head::{Target as RequestTarget, is_host};
 
 use crate::agent::links::Size;
 use crate::agent::upstream::Target;
-use crate::agent::{self, Via};
+use crate::agent::{self, Dialect, Via};
 use crate::cli::{Common, Relay, Reverse};
 use crate::log::AccessLog;
 use crate::net::addr::Place;
@@ -167,7 +167,7 @@ pub fn reverse(cli: &Reverse) -> Result<(agent::Settings, Option<relay::Settings
     let name = TunnelName::of(cli.name.as_bytes())
         .ok_or_else(|| format!("--name {}: it is 1 to 63 letters, digits, `-` and `_`", cli.name))?;
     let own_relay = format!("http://{OWN_RELAY}");
-    let (via, public_url) = via(cli.via.as_deref().unwrap_or(&own_relay), name.as_str())?;
+    let (via, dialect, public_url) = via(cli.via.as_deref().unwrap_or(&own_relay), name.as_str(), &cli.dialect)?;
     let own = match cli.via {
         Some(_) => None,
         None => Some(relay::Settings {
@@ -196,6 +196,7 @@ pub fn reverse(cli: &Reverse) -> Result<(agent::Settings, Option<relay::Settings
         public_url,
         token: token(cli)?,
         host_header,
+        dialect,
         size: size(&cli.links)?,
         once: cli.once,
         json: cli.json,
@@ -213,8 +214,11 @@ fn size(text: &str) -> Result<Size, String> {
     size.ok_or_else(|| format!("--links {text}: it is MIN..MAX with 1 <= MIN <= MAX <= 10000, such as 2..64"))
 }
 
-/// Reads `--via`, and settles where visitors will find the tunnel behind it.
-fn via(url: &str, name: &str) -> Result<(Via, String), String> {
+/// The path below which a relay of the `ptth` dialect has its agents.
+const PTTH_PATH: &str = "/7ZSFUKGV";
+
+/// Reads `--via` and `--dialect`, and settles where visitors will find the tunnel behind it.
+fn via(url: &str, name: &str, dialect: &str) -> Result<(Via, Dialect, String), String> {
     let complaint = |why: &str| format!("--via {url}: {why}");
     let wrong = |why: &str| Err(complaint(why));
     let rest = match url.split_once("://") {
@@ -226,8 +230,20 @@ fn via(url: &str, name: &str) -> Result<(Via, String), String> {
         None => url,
     };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    if !matches!(path, "" | "/") {
-        return wrong("give the relay alone, without a path; the tunnel's name goes into --name");
+    let path = path.trim_end_matches('/');
+    let dialect = match dialect {
+        "auto" if path.ends_with(PTTH_PATH) => Dialect::PtthRelay,
+        "ptth-relay" => Dialect::PtthRelay,
+        "comet" => Dialect::Comet,
+        "ptth/1.0" => Dialect::Ptth10,
+        _ => Dialect::Auto,
+    };
+    match dialect {
+        // A relay may have its queues below a path (--queue-prefix).
+        Dialect::PtthRelay | Dialect::Comet
+            if RequestTarget::of(b"POST", path.as_bytes()).is_some() || path.is_empty() => {}
+        _ if path.is_empty() => {}
+        _ => return wrong("give the relay alone, without a path; the tunnel's name goes into --name"),
     }
     if authority.is_empty() || !is_host(authority.as_bytes()) {
         return wrong("it is http://HOST:PORT");
@@ -236,10 +252,17 @@ fn via(url: &str, name: &str) -> Result<(Via, String), String> {
     let place = if has_port { Place::parse(authority) } else { Place::parse(&format!("{authority}:80")) };
     let place = place.map_err(|error| complaint(&error))?;
     let port = if has_port { &authority[authority.rfind(':').unwrap_or(authority.len())..] } else { "" };
-    let public_url = public_url(&place, port, name);
-    let path = if name == "default" { "/".into() } else { format!("/{name}") };
+    let (path, public_url) = match (dialect, name) {
+        (Dialect::PtthRelay, _) => {
+            let root = path.strip_suffix(PTTH_PATH).unwrap_or(path);
+            let public_url = format!("http://{authority}{root}/frontend/servers/{name}/");
+            (format!("{root}{PTTH_PATH}"), public_url)
+        }
+        (_, "default") => (format!("{path}/"), public_url(&place, port, name)),
+        (_, name) => (format!("{path}/{name}"), public_url(&place, port, name)),
+    };
     let url = format!("http://{authority}");
-    Ok((Via { place, authority: authority.into(), path, url }, public_url))
+    Ok((Via { place, authority: authority.into(), path, url }, dialect, public_url))
 }
 
 /// Where visitors find a tunnel, as far as the relay's address tells: a name in front of the relay's, or a path where that is

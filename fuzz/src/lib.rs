@@ -6,11 +6,13 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a broken promise is to be seen")]
 
 mod bytes;
+mod messages;
 mod ops;
 #[cfg(test)]
 mod tests;
 mod values;
 
 pub use bytes::conn_bytes;
+pub use messages::{comet, packed};
 pub use ops::conn_ops;
 pub use values::{chunk, head, upgrade};

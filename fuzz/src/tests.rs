@@ -7,18 +7,23 @@ mod common;
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use ptth_proto::wire::message::from_base64;
+
 use crate::bytes::STARTS;
+use common::messages::Block;
 use common::random::Random;
 use common::{Side, escape};
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 5] = [
+const TARGETS: [Target; 7] = [
     ("head", crate::head),
     ("chunk", crate::chunk),
     ("upgrade", crate::upgrade),
     ("conn_bytes", crate::conn_bytes),
     ("conn_ops", crate::conn_ops),
+    ("comet", crate::comet),
+    ("packed", crate::packed),
 ];
 
 /// Words that mean something to one reader or another.
@@ -60,6 +65,54 @@ const WORDS: &[&[u8]] = &[
     b"User-Agent: Ruby\r\n",
 ];
 
+/// The same for the readers of messages.
+const PIECES: &[&[u8]] = &[
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"(",
+    b",)",
+    b",",
+    b":",
+    b"\"",
+    b"'",
+    b"\\",
+    b"\\x80",
+    b"\\ud83d\\ude00",
+    b"\\U0001f600",
+    b"u'",
+    b"b\"",
+    b"None",
+    b"null",
+    b"7L",
+    b"-1.5e3",
+    b"\"message-id\": ",
+    b"\"status\": 200, ",
+    b"'method': 'POST', ",
+    b"\"encoding\": \"base64\", ",
+    b", \"base64\"]",
+    b"\x80",
+    b"\x81\x00\xc0",
+    b"\x81\x01\xc0",
+    b"\x90",
+    b"\x91",
+    b"\x92",
+    b"\x93",
+    b"\x94",
+    b"\xa1a",
+    b"\xa4POST",
+    b"\xc0",
+    b"\xc4\x01",
+    b"\xc6\x00\x00\x00\x00",
+    b"\xcc\xe9",
+    b"\xcf\x00\x00\x00\x00\x00\x00\x00\xc8",
+    b"\xd9\x01",
+    b"\xdc\x00\x02",
+    b"\xdd\xff\xff\xff\xff",
+    b"\xde\x00\x01",
+];
+
 #[test]
 fn every_fixture_and_what_chance_makes_of_it() {
     let mut corpus: Vec<Vec<u8>> = vec![Vec::new()];
@@ -69,7 +122,8 @@ fn every_fixture_and_what_chance_makes_of_it() {
         }
     }
     corpus.retain(|bytes| bytes.len() < 20_000);
-    for input in &corpus {
+    let messages: Vec<_> = common::messages::load().into_iter().map(message).collect();
+    for input in corpus.iter().chain(&messages) {
         for target in TARGETS {
             try_one(target, input);
         }
@@ -87,12 +141,17 @@ fn every_fixture_and_what_chance_makes_of_it() {
                     let length = random.below(200);
                     operations(&mut random, length)
                 }
-                "conn_bytes" => [random.bytes(3), mutated(&corpus, &mut random)].concat(),
-                _ => mutated(&corpus, &mut random),
+                "conn_bytes" => [random.bytes(3), mutated(&corpus, WORDS, &mut random)].concat(),
+                "comet" | "packed" => mutated(&messages, PIECES, &mut random),
+                _ => mutated(&corpus, WORDS, &mut random),
             };
             try_one(target, &input);
         }
     }
+}
+
+fn message(block: Block) -> Vec<u8> {
+    if block.is_base64 { from_base64(&block.bytes).expect("base64") } else { block.bytes }
 }
 
 /// Says which bytes broke a promise.
@@ -105,7 +164,7 @@ fn try_one((name, target): Target, input: &[u8]) {
 }
 
 /// A fixture with some of its bytes changed, cut out, doubled, or replaced by those of another one.
-fn mutated(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+fn mutated(corpus: &[Vec<u8>], words: &[&[u8]], random: &mut Random) -> Vec<u8> {
     let mut bytes = corpus[random.below(corpus.len())].clone();
     for _ in 0..1 + random.below(4) {
         let at = random.below(bytes.len() + 1);
@@ -122,7 +181,7 @@ fn mutated(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
                 let from = random.below(other.len() + 1);
                 bytes.splice(at..end, other[from..].iter().copied().take(400));
             }
-            _ => drop(bytes.splice(at..end, WORDS[random.below(WORDS.len())].iter().copied())),
+            _ => drop(bytes.splice(at..end, words[random.below(words.len())].iter().copied())),
         }
     }
     bytes.truncate(20_000);

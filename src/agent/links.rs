@@ -105,6 +105,16 @@ impl Links {
         }
     }
 
+    /// There are to be so many from now on.
+    pub fn resize(&mut self, size: Size) {
+        self.size = size;
+    }
+
+    /// Whether the link is being made and does not stand yet.
+    pub fn is_pending(&self, link: usize) -> bool {
+        matches!(self.links.get(link), Some(Some(Link { state: State::Pending(..), .. })))
+    }
+
     /// What is to be dialled now.
     pub fn wanted(&self) -> Dial {
         if self.mood != Mood::Ready {

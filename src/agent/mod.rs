@@ -1,9 +1,10 @@
-//! The side that dials out. Fronts are links: dialled connections, flipped, on which the relay asks; backs are connections to
-//! the upstream. [`links`] says how many links there are to be and when to dial, [`upstream`] keeps the backs, [`hello`] is
-//! the built-in upstream.
+//! The side that dials out. Fronts are links: dialled connections, flipped, on which the relay asks, or pipes to what [`polls`]
+//! bring; backs are connections to the upstream. [`links`] says how many links there are to be and when to dial, [`upstream`]
+//! keeps the backs, [`hello`] is the built-in upstream.
 
 pub mod hello;
 pub mod links;
+pub mod polls;
 pub mod upstream;
 
 use std::borrow::Cow;
@@ -18,7 +19,7 @@ use ptth_proto::http::framing::Framing;
 use ptth_proto::limits::Wait;
 use ptth_proto::link::upgrade::Token as Offered;
 use ptth_proto::wire::fields::Name;
-use ptth_proto::wire::head::FieldWriter;
+use ptth_proto::wire::head::{FieldWriter, Head};
 
 use crate::answer::{Answer, Code};
 use crate::bridge::exchange::Exchange;
@@ -26,10 +27,11 @@ use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side};
 use crate::log::AccessLog;
 use crate::net::Transport;
 use crate::net::addr::{Place, Remote};
-use crate::peer::{Peer, Seat};
+use crate::peer::{Peer, Seat, Twin};
 use crate::reactor::{Core, Loss, Mailbox, Message, Reactor};
 use hello::Hello;
 use links::{Dial, Links, Lost, Size};
+use polls::{Polls, Way};
 use upstream::{Reach, Target, Upstream};
 
 /// Where the relay is and what the tunnel is called there.
@@ -39,10 +41,23 @@ pub struct Via {
     pub place: Place,
     /// `host[:port]`, for `Host`.
     pub authority: String,
-    /// The path that the offer is posted to.
+    /// The path that offers and polls are posted to; in the `ptth` dialect, the one that its own paths are below.
     pub path: String,
     /// The URL as the user gave it, for messages.
     pub url: String,
+}
+
+/// How links are made, as the user wishes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// By upgrade, and by polls where that can't be had.
+    Auto,
+    /// By upgrade alone.
+    Ptth10,
+    /// By polls with messages of COMET.
+    Comet,
+    /// By polls with messages of the `ptth` relay.
+    PtthRelay,
 }
 
 /// What an agent is told.
@@ -60,6 +75,8 @@ pub struct Settings {
     pub token: Option<String>,
     /// What `Host` is rewritten to, if it is.
     pub host_header: Option<String>,
+    /// How links are made.
+    pub dialect: Dialect,
     /// How many links.
     pub size: Size,
     /// End instead of dialling again.
@@ -90,10 +107,16 @@ const HELLO: usize = usize::MAX - 2;
 /// Timer keys.
 const DIAL: usize = 0;
 const SHRINK: usize = 1;
+const RESUME: usize = 2;
+const STANDS: usize = 3;
+const UPGRADE: usize = 4;
 
 /// Look-up ids.
 const LOOK_UP_RELAY: usize = 0;
 const LOOK_UP_UPSTREAM: usize = 1;
+
+/// What it calls itself.
+const AGENT: &str = concat!("ptth-reverse/", env!("CARGO_PKG_VERSION"));
 
 /// The agent's side of the bridge.
 #[derive(Debug)]
@@ -105,7 +128,12 @@ pub struct Agent {
     host_header: Option<String>,
     once: bool,
     json: bool,
+    dialect: Dialect,
+    /// What the dialect comes to at the moment.
+    way: Way,
+    size: Size,
     links: Links,
+    polls: Polls,
     upstream: Upstream,
     hello: Hello,
     /// A relay in this process, which stops when the agent does.
@@ -122,8 +150,13 @@ pub struct Agent {
 /// # Errors
 /// In one sentence for the person who started it.
 pub fn start(settings: Settings) -> Result<Reactor<Bridge<Agent>>, String> {
-    let Settings { upstream, via, name, public_url, token, host_header, size, once, json, config, access_log } =
+    let Settings { upstream, via, name, public_url, token, host_header, dialect, size, once, json, config, access_log } =
         settings;
+    let (way, links) = match dialect {
+        Dialect::Auto | Dialect::Ptth10 => (Way::Flip, size),
+        Dialect::Comet => (Way::Comet, size),
+        Dialect::PtthRelay => (Way::Packed, polls::ONE),
+    };
     let agent = Agent {
         via,
         name,
@@ -132,7 +165,11 @@ pub fn start(settings: Settings) -> Result<Reactor<Bridge<Agent>>, String> {
         host_header,
         once,
         json,
-        links: Links::new(size),
+        dialect,
+        way,
+        size,
+        links: Links::new(links),
+        polls: Polls::default(),
         upstream: Upstream::new(upstream),
         hello: Hello::default(),
         companion: None,
@@ -181,12 +218,21 @@ impl Agent {
                 Err(error) => last = Some(error),
             }
         }
+        self.take_line(core, link);
         self.links.remove(link);
         let reason = last.map_or_else(|| "its name has no address".into(), |error| plain(&error));
         self.dial_failed(core, &reason);
     }
 
     fn dial(&mut self, core: &mut Core, link: usize, address: SocketAddr) -> io::Result<()> {
+        match self.way {
+            Way::Flip => self.dial_offer(core, link, address),
+            Way::Comet | Way::Packed => self.dial_line(core, link, address),
+        }
+    }
+
+    /// Makes a connection that is to be turned.
+    fn dial_offer(&mut self, core: &mut Core, link: usize, address: SocketAddr) -> io::Result<()> {
         let transport = Transport::dial(address)?;
         let token = core.add(transport, Remote::Ip(address), Conn::client(core.now), true)?;
         let now = core.now;
@@ -195,7 +241,13 @@ impl Agent {
         peer.key = link;
         let (path, authority) = (self.via.path.as_bytes(), self.via.authority.as_bytes());
         let offer = peer.conn.send_offer(now, peer.output.vec(), (path, authority), Offered::PTTH_1_0, |fields| {
-            fields.field("User-Agent", concat!("ptth-reverse/", env!("CARGO_PKG_VERSION")));
+            fields.field("User-Agent", AGENT);
+            if self.dialect == Dialect::Auto {
+                // A relay that won't turn the connection, or doesn't see that it may, is to answer as if it were polled, and at
+                // once.
+                fields.field("Ptth-Accept", "comet, base64");
+                fields.field("Prefer", "wait=0");
+            }
             if let Some(token) = &self.token {
                 fields.parts(b"Authorization", &[b"Bearer ", token.as_bytes()]);
             }
@@ -246,11 +298,24 @@ impl Agent {
                 peer.transport().keep_alive(config.deadlines.keepalive);
                 peer.seat = Seat::Front;
                 orders.push(Order::Listen(token));
+                if self.way == Way::Comet {
+                    self.way = Way::Flip;
+                    log::info!("the relay {} turns connections again: no more polling", self.via.url);
+                    self.event(&serde_json::json!({ "event": "dialect", "dialect": "ptth/1.0" }));
+                }
                 return self.link_stands(core, link);
+            }
+            Ok((used, Some(Event::Response(_)))) if self.dialect == Dialect::Auto && is_like_a_poll(head) => {
+                peer.input.consume(used);
+                let Remote::Ip(address) = peer.remote else { return };
+                let head = std::mem::take(head);
+                self.becomes_line(core, token, link, address, &head);
+                core.head = head;
+                return self.step_line(core, token, link);
             }
             Ok((used, Some(Event::Response(_)))) => {
                 peer.input.consume(used);
-                Some((Ended::Refused, refusal(head.status())))
+                Some((Ended::Refused, refusal(head.status(), true)))
             }
             Ok((used, Some(_))) => {
                 peer.input.consume(used);
@@ -271,7 +336,28 @@ impl Agent {
             }
             core.drop_peer(token);
             let reason = format!("the relay {} {what}", self.via.url);
-            self.failed(core, ended, &reason);
+            if self.way == Way::Flip {
+                self.failed(core, ended, &reason);
+            } else {
+                // It was only to see whether the upgrade can be had by now.
+                log::debug!("still polling: {reason}");
+            }
+        }
+    }
+
+    /// A link is gone that stood, or a line.
+    fn link_lost(&mut self, core: &mut Core, link: usize, reason: &str) {
+        let now = core.now;
+        let steady = core.config.deadlines.backoff_max;
+        let lost = self.links.lost(link, now, steady);
+        if self.links.is_stopping() {
+            return;
+        }
+        let last = self.once && self.links.standing() == 0 && lost != Lost::Served;
+        if last || lost == Lost::AtOnce {
+            self.failed(core, Ended::Gone, reason);
+        } else {
+            self.fill(core);
         }
     }
 
@@ -301,6 +387,23 @@ impl Agent {
     fn event(&self, event: &serde_json::Value) {
         if self.json {
             print_line(&event.to_string());
+        }
+    }
+
+    /// Looks whether the relay turns connections by now.
+    fn try_upgrade(&mut self, core: &mut Core) {
+        if self.way != Way::Comet || self.links.is_stopping() {
+            return;
+        }
+        let again = core.config.deadlines.upgrade_again;
+        core.set_timer(again, UPGRADE);
+        let Some(address) = self.polls.address() else { return };
+        let link = self.links.add(Arc::from([address]));
+        if let Some(address) = self.links.next_address(link)
+            && let Err(error) = self.dial_offer(core, link, address)
+        {
+            log::debug!("still polling: {error}");
+            self.links.remove(link);
         }
     }
 
@@ -406,7 +509,7 @@ impl Side for Agent {
     }
 
     fn is_owed(&self) -> bool {
-        false
+        self.polls.is_owed()
     }
 
     fn offer(&mut self, _: &mut Core, _: Token, _: &mut Vec<Order>) -> Option<Answer> {
@@ -423,6 +526,9 @@ impl Side for Agent {
                 Ok((_, None)) if !peer.eof => {}
                 _ => core.drop_peer(token),
             },
+            polls::FAR => self.step_far(core, token),
+            polls::ANSWER => self.step_answer(core, token),
+            link if self.polls.is_line(link) => self.step_line(core, token, link),
             _ => self.handshake(core, token, orders),
         }
     }
@@ -432,6 +538,9 @@ impl Side for Agent {
         let (link, connecting) = (peer.key, peer.is_connecting());
         if matches!(link, HELLO | UPSTREAM) {
             return core.drop_peer(token);
+        }
+        if matches!(link, polls::FAR | polls::ANSWER) || !connecting && self.polls.is_line(link) {
+            return self.lost_polling(core, token, link, loss);
         }
         // The peer goes, and the link's place lives on for the next address.
         peer.key = crate::peer::NO_KEY;
@@ -457,20 +566,12 @@ impl Side for Agent {
             crate::peer::NO_KEY => {}
             HELLO => self.hello.gone(token),
             UPSTREAM => self.upstream.gone(token),
+            _ if peer.twin != Twin::None => self.polling_gone(core, token, &peer),
+            polls::ANSWER => self.polling_gone(core, token, &peer),
+            link if self.polls.is_line(link) => self.polling_gone(core, token, &peer),
             link => {
-                let now = core.now;
-                let steady = core.config.deadlines.backoff_max;
-                let lost = self.links.lost(link, now, steady);
-                if self.links.is_stopping() {
-                    return;
-                }
-                let last = self.once && self.links.standing() == 0 && lost != Lost::Served;
-                if last || lost == Lost::AtOnce {
-                    let reason = format!("the relay {} has closed the link", self.via.url);
-                    self.failed(core, Ended::Gone, &reason);
-                } else {
-                    self.fill(core);
-                }
+                let reason = format!("the relay {} has closed the link", self.via.url);
+                self.link_lost(core, link, &reason);
             }
         }
     }
@@ -536,14 +637,21 @@ impl Side for Agent {
     }
 
     fn timer(&mut self, core: &mut Core, key: usize, _: &mut Vec<Order>) {
+        match key {
+            RESUME => return self.resume_lines(core),
+            STANDS => return self.held_lines_stand(core),
+            UPGRADE => return self.try_upgrade(core),
+            _ => {}
+        }
         if key == SHRINK {
             let spare = core.config.deadlines.spare;
             self.links.shrink(core.now, spare);
             let rested: Vec<Token> = core
                 .peers()
-                .filter(|(_, peer)| peer.seat == Seat::Front && self.links.may_go(peer.key))
+                .filter(|(_, peer)| peer.seat == Seat::Front && peer.twin == Twin::None && self.links.may_go(peer.key))
                 .map(|(token, _)| token)
                 .collect();
+            // Lines go by themselves, when their polls are over.
             for token in rested {
                 core.drop_peer(token);
             }
@@ -587,8 +695,10 @@ impl Side for Agent {
             relay.send(Message::Stop);
         }
         self.event(&serde_json::json!({ "event": "stopping" }));
+        self.stop_polling(core);
+        let of_polls = |key: usize| matches!(key, HELLO | polls::FAR | polls::ANSWER) || self.polls.is_line(key);
         let own: Vec<Token> =
-            core.peers().filter(|(_, p)| p.seat == Seat::Own && p.key != HELLO).map(|(token, _)| token).collect();
+            core.peers().filter(|(_, p)| p.seat == Seat::Own && !of_polls(p.key)).map(|(token, _)| token).collect();
         for token in own {
             core.drop_peer(token);
         }
@@ -599,20 +709,32 @@ impl Side for Agent {
     }
 }
 
-/// What a relay's answer other than 101 tells its user.
-fn refusal(status: u16) -> String {
+/// Whether an offer was answered as polls are.
+fn is_like_a_poll(head: &Head) -> bool {
+    let kind = head.fields.first(Name::ContentType).unwrap_or_default();
+    let json = kind
+        .split(|b| *b == b';')
+        .next()
+        .is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"application/json"));
+    matches!(head.status(), 200..300) && (json || head.fields.has(Name::PtthAccept))
+}
+
+/// What a relay's answer tells its user: to an offer, any but a 101.
+fn refusal(status: u16, offered: bool) -> String {
     let advice = match status {
         200..=299 => "is that a ptth relay, and is nothing in between that takes the upgrade away?",
         300..=399 => "it points elsewhere: give that address with --via",
         400 => "it does not take the tunnel's name: give another one with --name",
-        401 | 403 => "it wants a credential for this name: give it with --token-file",
+        401 => "it wants a credential that it knows: give it with --token-file",
+        403 => "the credential (--token-file) is not one for this name (--name)",
         404 | 405 | 501 => "is that a ptth relay, and is the address right?",
         429 => "it has had too many attempts",
         502 | 504 => "something in front of the relay can't reach it",
         503 => "it has as many tunnels as it may have, or something in front of it can't reach it",
         _ => "is that a ptth relay?",
     };
-    format!("answered {status} instead of 101: {advice}")
+    let instead = if offered { " instead of 101" } else { "" };
+    format!("answered {status}{instead}: {advice}")
 }
 
 /// An error of the system in the words that people know, without its number.

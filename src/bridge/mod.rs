@@ -104,7 +104,8 @@ pub trait Side {
     fn front_kept(&mut self, core: &mut Core, front: Token);
     /// A request has come in on a front, its head in `core.head`: is it an agent's, and so for the program itself?
     fn claim(&mut self, core: &mut Core, token: Token, framing: Framing, orders: &mut Vec<Order>) -> Claim;
-    /// Whether answers are still to come, on connections that are not there yet.
+    /// Whether answers are still on their way that the bridge knows nothing of any more, or to come on connections that are not
+    /// there yet.
     fn is_owed(&self) -> bool;
     /// An agent offers its connection as a link. Gives the refusal, or takes it.
     fn offer(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) -> Option<Answer>;
@@ -802,6 +803,7 @@ impl<S: Side> App for Bridge<S> {
             Running::Over => Some(0),
             Running::Draining => {
                 let done = self.exchanges.is_empty()
+                    && !self.side.is_owed()
                     && core.peers().all(|(_, peer)| peer.output.is_empty() && !peer.is_lingering());
                 done.then_some(0)
             }

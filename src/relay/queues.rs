@@ -399,7 +399,7 @@ impl Relay {
 
     /// Brings messages to polls, and requests that wait to where messages are made of them.
     pub(super) fn serve(&mut self, core: &mut Core, tunnel: usize, orders: &mut Vec<Order>) {
-        while let Some((poll, far)) = self.tunnels.mail(tunnel).and_then(|mail| mail.queue.next()) {
+        while let Some((poll, far)) = self.tunnels.mail(tunnel).and_then(|mail| mail.queue.pair()) {
             self.hand_out(core, poll, far, orders);
         }
         while self.has_poll(tunnel)
@@ -573,7 +573,7 @@ impl Relay {
             let mail = self.tunnels.mail(poll.tunnel);
             next = mail
                 .filter(|mail| ids.is_empty() || several && mail.queue.polls() == 0)
-                .and_then(|mail| mail.queue.next_too());
+                .and_then(|mail| mail.queue.another());
         }
         if ids.is_empty() {
             // None that this agent could read: it waits for the next one.

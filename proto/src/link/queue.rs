@@ -3,7 +3,7 @@
 //! what a message says and how it is written are matters of the dialect.
 //!
 //! ```text
-//!               push                 next                      answer
+//!               push                 pair                      answer
 //!   (new) ─────────────▶ ready ─────────────▶ handed out ─────────────▶ (done)
 //!                          ▲  │ no poll: 503      │  │ no answer: 504
 //!                          └──┼──────────────────┘  │
@@ -141,7 +141,7 @@ impl<P: Copy + PartialEq, M: Copy + PartialEq> Queue<P, M> {
     }
 
     /// A message and the poll that it answers, when there is one of each.
-    pub fn next(&mut self) -> Option<(P, M)> {
+    pub fn pair(&mut self) -> Option<(P, M)> {
         if self.polls.is_empty() {
             return None;
         }
@@ -150,7 +150,7 @@ impl<P: Copy + PartialEq, M: Copy + PartialEq> Queue<P, M> {
     }
 
     /// One more message for a poll that takes several at once.
-    pub fn next_too(&mut self) -> Option<M> {
+    pub fn another(&mut self) -> Option<M> {
         self.ready.pop_front().map(|(message, _)| message)
     }
 

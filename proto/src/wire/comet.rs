@@ -234,7 +234,7 @@ pub fn first_id(input: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     match reader.scalar().ok()? {
-        Scalar::Text(id) => Some(id.into()),
+        Scalar::Text(id) => Some(id),
         _ => None,
     }
 }

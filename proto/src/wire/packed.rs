@@ -4,7 +4,7 @@
 //! What the stock programs write ([`Form::Stock`]), one octet of a value an integer:
 //!
 //! ```text
-//! poll's answer   [request, …]
+//! answer to poll  [request, …]
 //! request         [id, [{method: nil}, target, {name: [octet, …], …}]]
 //! response head   [{status: nil}, {name: [octet, …], …}]
 //! ```
@@ -19,8 +19,8 @@
 //!
 //! Each is told from the other by its types, so that a reader need not know which one comes.
 //!
-//! MessagePack is written and read here, as far as these messages need it: the crate for it builds on one that nobody keeps any
-//! more, and what follows is shorter than a description of their use.
+//! MessagePack is written and read here, as far as these messages need it: the crate for it, rmp, stands on `paste`, which
+//! nobody keeps any more, and the need is a few dozen lines.
 
 use alloc::vec::Vec;
 

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "no test uses all of it")]
 
+pub(crate) mod messages;
 pub(crate) mod random;
 
 use std::fs;
