@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs what benches/tunnels.py needs and does not find: nginx, wrk, curl and strace from Debian's packages, bore
-# and rathole from their crates. Run again, it does nothing. The two crates go to target/bench-tools and nowhere else.
+# Installs what benches/tunnels.py needs and does not find: nginx, wrk, curl and strace from Debian's packages, bore,
+# rathole and the ptth pair from their crates. Run again, it does nothing. What comes from crates goes to
+# target/bench-tools and target/interop-tools, and nowhere else.
 set -eu
 cd "$(dirname "$0")/.."
 tools="$PWD/target/bench-tools"
@@ -37,4 +38,8 @@ if ! has rathole "$RATHOLE"; then
     # Without default features: those bring TLS and Noise, hence OpenSSL, and the bench measures plain TCP. Without
     # --locked: its lock file names a `time` that compilers since Rust 1.80 refuse.
     cargo install --root "$tools" rathole --version "$RATHOLE" --no-default-features --features server,client
+fi
+
+if ! tests/interop/setup-ptth.sh >/dev/null; then
+    echo "setup: THE PTTH PAIR COULD NOT BE INSTALLED. The bench runs without it." >&2
 fi

@@ -2,8 +2,8 @@
 """Measures reverse tunnels side by side on this machine's loopback.
 
 One origin (nginx with files), one load generator (wrk; curl for the large body), and between them in turn: nothing,
-nginx as a reverse proxy of one hop, bore, rathole, and ours. `benches/setup.sh` installs the others; ours is
-`cargo build --release`.
+nginx as a reverse proxy of one hop, bore, rathole, the ptth relay with its own file server, and ours in each of its
+dialects. `benches/setup.sh` installs the others; ours is `cargo build --release`.
 
     benches/tunnels.py                              1 KiB, 64 connections
     benches/tunnels.py --bulk                       and one body of 1 GiB
@@ -35,10 +35,12 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "target/bench-tools/bin"
-RELEASE = ROOT / "target/release"
+# Where `cargo build --release` puts ours.
+RELEASE = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release"
+PTTH = ROOT / "target/interop-tools/bin"
 REPORT = ROOT / "docs/bench/latest.md"
 # nginx is in /usr/sbin, which is not on everybody's PATH.
-PATH = os.pathsep.join([str(TOOLS), os.environ["PATH"], "/usr/sbin"])
+PATH = os.pathsep.join([str(TOOLS), str(PTTH), os.environ["PATH"], "/usr/sbin"])
 
 HOST = "127.0.0.1"
 FILES = {"/1k": 1 << 10, "/100k": 100 << 10, "/1g": 1 << 30}
@@ -56,18 +58,22 @@ class Trouble(Exception):
 
 @dataclasses.dataclass
 class Process:
-    """A program of a system. `listens` must accept before the next program is started."""
+    """A program of a system. `listens` must accept before the next program is started; `at` is where it runs."""
 
     command: list
     listens: tuple = None
+    at: pathlib.Path = None
 
 
 @dataclasses.dataclass
 class System:
-    """What stands between the load generator and the origin: its programs, and the port that visitors come to."""
+    """What stands between the load generator and the origin: its programs, and the port that visitors come to.
+
+    `prefix` stands before the paths of the files where visitors name a tunnel by path."""
 
     processes: list
     port: int
+    prefix: str = ""
 
 
 def origin_alone(folder, origin):
@@ -117,23 +123,75 @@ local_addr = "{HOST}:{origin}"
     return System([Process(["rathole", server], (HOST, control)), Process(["rathole", client])], port)
 
 
-def ours(folder, origin):
+def ptth(folder, origin):
+    # Its agent is a file server and nothing else: it serves the origin's folder, and the origin has a rest. There is
+    # one hop less than with the others.
+    port = free_port()
+    at = folder / "ptth"
+    relay, server = at / "config/ptth_relay.toml", at / "config/ptth_server.toml"
+    pages = [at / f"handlebars/relay/{page}.hbs" for page in PTTH_PAGES]
+    pages += [at / f"handlebars/server/file_server_{page}.html" for page in ("dir", "root")]
+    for file in (relay, server, *pages):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(0o600)  # It refuses a key that others may read.
+    relay.write_text(f'port = {port}\n[[servers]]\nname = "bench"\ntripcode = "{PTTH_TRIPCODE}"\n')
+    server.write_text(f"""name = "bench"
+api_key = "{PTTH_KEY}"
+relay_url = "http://{HOST}:{port}/7ZSFUKGV"
+file_server_root = "{folder / 'files'}"
+""")
+    processes = [Process(["ptth_relay"], (HOST, port), at), Process(["ptth_server"], at=at)]
+    return System(processes, port, "/frontend/servers/bench/files")
+
+
+# What ptth_server's own tests have for a key, and the hash of it that its relay is given.
+PTTH_KEY = "PlaypenCausalPlatformCommodeImproveCatalyze"
+PTTH_TRIPCODE = "A9rPwZyY89Ag4TJjMoyYA2NeGOm99Je6rq1s0rg8PfY="
+PTTH_PAGES = ["audit_log", "debug", "root", "server_list", "unregistered_servers"]
+
+
+def ours(folder, origin, via="", *more):
     # The name `default` answers to every Host, so the load generator needs no header that the others do not get.
     port = free_port()
     relay = [RELEASE / "ptth-relay", "--listen", f"{HOST}:{port}"]
-    agent = [RELEASE / "ptth-reverse", f"{HOST}:{origin}", "--via", f"http://{HOST}:{port}", "--name", "default"]
+    via = f"http://{HOST}:{port}{via}"
+    agent = [RELEASE / "ptth-reverse", f"{HOST}:{origin}", "--via", via, "--name", "default", *more]
     return System([Process(relay, (HOST, port)), Process(agent)], port)
 
 
-SYSTEMS = {"origin": origin_alone, "nginx": nginx_proxy, "bore": bore, "rathole": rathole, "ours": ours}
+def ours_ptth(folder, origin):
+    token = folder / "token"
+    token.touch(0o600)
+    token.write_text(PTTH_KEY)
+    return ours(folder, origin, "/7ZSFUKGV", "--dialect", "ptth-relay", "--token-file", token)
+
+
+def ours_comet(folder, origin):
+    return ours(folder, origin, "", "--dialect", "comet")
+
+
+SYSTEMS = {
+    "origin": origin_alone,
+    "nginx": nginx_proxy,
+    "bore": bore,
+    "rathole": rathole,
+    "ptth": ptth,
+    "ours": ours,
+    "ours-ptth": ours_ptth,
+    "ours-comet": ours_comet,
+}
 TITLES = {
     "origin": "the origin alone",
     "nginx": "nginx as a reverse proxy (one hop)",
     "bore": "bore (raw TCP)",
     "rathole": "rathole (raw TCP)",
+    "ptth": "ptth_relay and ptth_server (MessagePack, long polls)",
     "ours": "ours",
+    "ours-ptth": "ours, as a ptth relay and agent",
+    "ours-comet": "ours, COMET (JSON, long polls)",
 }
-RIVALS = ["rathole", "bore"]
+# Whose figures are divided by whose.
+PAIRS = [("ours", "rathole"), ("ours", "bore"), ("ours-ptth", "ptth"), ("ours-comet", "ptth")]
 
 
 @dataclasses.dataclass
@@ -197,7 +255,8 @@ class Running:
     def start(self, process):
         self.logs.append(self.folder / f"{pathlib.Path(process.command[0]).name}-{len(self.logs)}.log")
         with open(self.logs[-1], "wb") as log:
-            self.children.append(subprocess.Popen(process.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            self.children.append(subprocess.Popen(process.command, cwd=process.at, **streams))
         if process.listens:
             self.wait_until(lambda: accepts(process.listens))
 
@@ -253,11 +312,11 @@ def accepts(address):
         return False
 
 
-def answers(port):
-    """Does the small file come, whole, when asked for at this port?"""
-    connection = http.client.HTTPConnection(HOST, port, timeout=1)
+def answers(system):
+    """Does the small file come, whole, when a visitor asks for it?"""
+    connection = http.client.HTTPConnection(HOST, system.port, timeout=1)
     try:
-        connection.request("GET", "/1k")
+        connection.request("GET", system.prefix + "/1k")
         response = connection.getresponse()
         return response.status == 200 and len(response.read()) == FILES["/1k"]
     except (OSError, http.client.HTTPException):
@@ -324,11 +383,11 @@ def measure(make, folder, origin, origin_port, shape, seconds):
         system = make(folder, origin_port)
         for process in system.processes:
             running.start(process)
-        running.wait_until(lambda: answers(system.port))
+        running.wait_until(lambda: answers(system))
 
-        wrk(system.port, shape, 1)  # Warm: connections made, buffers grown.
+        wrk(system, shape, 1)  # Warm: connections made, buffers grown.
         before, machine, known = running.cpu_seconds(), machine_seconds(), known_seconds(running, origin)
-        load = wrk(system.port, shape, seconds)
+        load = wrk(system, shape, seconds)
         cpu = running.cpu_seconds() - before
         others = machine_seconds() - machine - (known_seconds(running, origin) - known)
         if not load["requests"]:
@@ -345,7 +404,7 @@ def measure(make, folder, origin, origin_port, shape, seconds):
         )
         if shape.bulk:
             before = running.cpu_seconds()
-            taken = fetch_large(system.port)
+            taken = fetch_large(system)
             sample.gib_a_second = FILES["/1g"] / GIB / taken
             sample.cpu_s_a_gib = (running.cpu_seconds() - before) / (FILES["/1g"] / GIB)
         sample.rss_mib = running.peak_rss_mib()
@@ -364,14 +423,14 @@ def known_seconds(running, origin):
     return running.cpu_seconds() + origin.cpu_seconds() + ended.ru_utime + ended.ru_stime
 
 
-def wrk_command(port, shape, seconds):
+def wrk_command(system, shape, seconds):
     close = ["-H", "Connection: close"] if shape.close else []
-    url = f"http://{HOST}:{port}{shape.path}"
+    url = f"http://{HOST}:{system.port}{system.prefix}{shape.path}"
     return ["wrk", "-t1", f"-c{shape.conns}", f"-d{seconds}s", "--timeout", "10s", "--latency", *close, url]
 
 
-def wrk(port, shape, seconds):
-    out = subprocess.run(wrk_command(port, shape, seconds), capture_output=True, text=True).stdout
+def wrk(system, shape, seconds):
+    out = subprocess.run(wrk_command(system, shape, seconds), capture_output=True, text=True).stdout
     total = re.search(r"(\d+) requests in ([\d.]+\w+),", out)
     latency = {p: re.search(rf"(?m)^\s+{p}%\s+(\S+)", out) for p in ("50", "99")}
     if not total or not all(latency.values()):
@@ -393,12 +452,13 @@ def milliseconds(text):
     return float(value) * {"us": 1e-3, "ms": 1, "s": 1e3, "m": 60e3, "h": 3600e3}[unit]
 
 
-def curl_command(port):
-    return ["curl", "-s", "-o", "/dev/null", "-w", "%{size_download} %{time_total}", f"http://{HOST}:{port}/1g"]
+def curl_command(system):
+    url = f"http://{HOST}:{system.port}{system.prefix}/1g"
+    return ["curl", "-s", "-o", "/dev/null", "-w", "%{size_download} %{time_total}", url]
 
 
-def fetch_large(port):
-    out = subprocess.run(curl_command(port), capture_output=True, text=True)
+def fetch_large(system):
+    out = subprocess.run(curl_command(system), capture_output=True, text=True)
     size, taken = out.stdout.split()
     if int(size) != FILES["/1g"]:
         raise Trouble(f"the large body ended after {size} bytes, curl says {out.returncode}")
@@ -445,14 +505,14 @@ def table(results):
 
 
 def ratios(results):
-    """Ours divided by theirs, one line a rival."""
-    for rival in RIVALS:
-        if rival not in results or "ours" not in results:
+    """One system's figures divided by another's, one line a pair."""
+    for name, rival in PAIRS:
+        if rival not in results or name not in results:
             continue
-        mine, theirs = vars(results["ours"]), vars(results[rival])
+        mine, theirs = vars(results[name]), vars(results[rival])
         fair = [(title, field) for title, field, _ in COLUMNS if field not in DOUBTS and mine[field] and theirs[field]]
         parts = [f"{title} × {mine[field] / theirs[field]:.2f}" for title, field in fair]
-        yield f"ours to {rival}: " + ", ".join(parts)
+        yield f"{name} to {rival}: " + ", ".join(parts)
 
 
 def plain(rows):
@@ -493,9 +553,9 @@ def report(measured, options):
         yield ""
         yield from markdown(table(results))
         yield ""
-        yield f"    {shlex.join(wrk_command('PORT', shape, options.secs))}"
+        yield f"    {shlex.join(wrk_command(System([], 'PORT'), shape, options.secs))}"
         if shape.bulk:
-            yield f"    {shlex.join(curl_command('PORT'))}"
+            yield f"    {shlex.join(curl_command(System([], 'PORT')))}"
     yield ""
     yield "## What ran"
     yield ""
@@ -506,7 +566,8 @@ def report(measured, options):
 
 
 def versions():
-    flags = {"nginx": "-v", "wrk": "-v", "curl": "-V", "bore": "-V", "rathole": "-V", RELEASE / "ptth-relay": "-V"}
+    flags = {"nginx": "-v", "wrk": "-v", "curl": "-V", "bore": "-V", "rathole": "-V", "ptth_server": "-V"}
+    flags[RELEASE / "ptth-relay"] = "-V"
     for program, flag in flags.items():
         try:
             out = subprocess.run([program, flag], capture_output=True, text=True)
@@ -584,7 +645,7 @@ def main():
         with Running(folder) as origin:
             origin.start(nginx_origin(folder, port))
             if any(shape.bulk for shape in shapes):
-                fetch_large(port)  # Once for nothing, so that the first system finds the file in memory too.
+                fetch_large(System([], port))  # Once for nothing, so that the first system finds the file in memory too.
             for shape in shapes:
                 say(f"{shape.title()}:")
                 results = run(shape, options.only, options, folder, origin, port)

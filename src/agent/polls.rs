@@ -690,7 +690,7 @@ impl Agent {
         line.reply = Some(reply);
         // A link that is to go ends with its answer.
         line.last |= self.links.is_stopping() || self.way == Way::Flip;
-        line.last |= !core.peer(near).is_some_and(|near| near.conn.closing().is_none());
+        line.last |= core.peer(near).is_none_or(|near| near.conn.closing().is_some());
         self.poll_or_lose(core, link);
     }
 

@@ -1,6 +1,7 @@
 """One line for each check, and a count at the end."""
 import contextlib
 import sys
+import threading
 import time
 import traceback
 
@@ -13,6 +14,8 @@ class Checks:
     def __init__(self):
         self.passed = 0
         self.failed = 0
+        self.skipped = 0
+        self.lock = threading.Lock()
 
     @contextlib.contextmanager
     def check(self, what):
@@ -21,21 +24,40 @@ class Checks:
         try:
             yield
         except Exception as error:
-            self.failed += 1
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            self.say(f"FAILED  {what}: {type(error).__name__}: {error} ({where.name}, line {where.lineno})")
+            self.fail(f"{what}: {reason(error)}")
         else:
+            self.succeed(f"{what} ({time.monotonic() - start:.1f} s)")
+
+    def succeed(self, line=None):
+        with self.lock:
             self.passed += 1
-            self.say(f"passed  {what} ({time.monotonic() - start:.1f} s)")
+            if line:
+                self.say(f"passed  {line}")
+
+    def fail(self, line, times=1):
+        with self.lock:
+            self.failed += times
+            self.say(f"FAILED  {line}")
+
+    def skip(self, part, why):
+        """So loud that nobody takes what is left for all of it."""
+        self.skipped += 1
+        self.say(f"SKIPPED {part}: {why}")
 
     def end(self):
-        self.say(f"{self.passed} passed, {self.failed} failed")
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        self.say(f"{self.passed} passed, {self.failed} failed{skipped}")
         return 1 if self.failed or not self.passed else 0
 
     @staticmethod
     def say(line):
         print(line)
         sys.stdout.flush()
+
+
+def reason(error):
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
 
 
 def same(seen, wanted, what="this"):
