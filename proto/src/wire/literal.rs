@@ -331,19 +331,22 @@ pub(super) fn write_json_latin(text: &[u8], out: &mut Vec<u8>) {
 }
 
 fn write_json_part(text: &str, out: &mut Vec<u8>) {
-    for byte in text.bytes() {
-        match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+    let mut rest = text.as_bytes();
+    while let Some(plain) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)) {
+        out.extend_from_slice(&rest[..plain]);
+        match rest[plain] {
+            byte @ (b'"' | b'\\') => out.extend_from_slice(&[b'\\', byte]),
             b'\n' => out.extend_from_slice(b"\\n"),
             b'\r' => out.extend_from_slice(b"\\r"),
             b'\t' => out.extend_from_slice(b"\\t"),
-            0..0x20 => {
+            byte => {
                 out.extend_from_slice(b"\\u00");
                 write_hexadecimal(byte, out);
             }
-            _ => out.push(byte),
         }
+        rest = &rest[plain + 1..];
     }
+    out.extend_from_slice(rest);
 }
 
 /// Appends bytes as Python 2 writes a string.
