@@ -224,12 +224,19 @@ impl<S: Side> Bridge<S> {
 
     fn offered(&mut self, core: &mut Core, token: Token) {
         if let Some(answer) = self.side.offer(core, token, &mut self.orders) {
-            log::info!("an agent was refused ({}): {}", answer.code.name, answer.text);
             let head = std::mem::take(&mut core.head);
-            self.respond_alone(core, token, &head, &answer);
+            self.refuse_agent(core, token, &head, &answer);
             core.head = head;
-            core.step_again(token);
         }
+    }
+
+    /// An agent's request gets no more than this answer.
+    fn refuse_agent(&mut self, core: &mut Core, token: Token, head: &Head, answer: &Answer) {
+        let Some(peer) = core.peer(token) else { return };
+        log::info!("an agent at {} was refused ({}): {}", peer.remote, answer.code.name, answer.text);
+        peer.seat = Seat::Front;
+        self.respond_alone(core, token, head, answer);
+        core.step_again(token);
     }
 
     /// A request's head is here: a visitor's, or an agent's.
@@ -238,12 +245,10 @@ impl<S: Side> Bridge<S> {
             Claim::No => self.begin(core, token, framing),
             Claim::Taken => {}
             Claim::Refuse(answer) => {
-                log::info!("an agent was refused ({}): {}", answer.code.name, answer.text);
                 take_bodiless(core, token, framing);
                 let head = std::mem::take(&mut core.head);
-                self.respond_alone(core, token, &head, &answer);
+                self.refuse_agent(core, token, &head, &answer);
                 core.head = head;
-                core.step_again(token);
             }
         }
     }
@@ -644,14 +649,7 @@ impl<S: Side> Bridge<S> {
                     core.head = *head;
                     self.begin(core, token, framing);
                 }
-                Order::Respond(token, head, answer) => {
-                    if let Some(peer) = core.peer(token) {
-                        peer.seat = Seat::Front;
-                        log::info!("{}: an agent was refused ({}): {}", peer.remote, answer.code.name, answer.text);
-                        self.respond_alone(core, token, &head, &answer);
-                        core.step_again(token);
-                    }
-                }
+                Order::Respond(token, head, answer) => self.refuse_agent(core, token, &head, &answer),
                 Order::Fault(back, answer) => self.back_faulted(core, back, answer),
             }
         }
