@@ -25,12 +25,12 @@ NO_STD = cargo build --release --manifest-path proto/no-std/Cargo.toml --target-
 fmt: ## Format the code
 	cargo fmt --all
 
-bench: ## Compare with the origin alone, nginx, bore and rathole, side by side (installs what is missing)
+bench: ## Compare with the origin alone, nginx, bore, rathole and ptth, side by side (installs what is missing)
 	benches/setup.sh
 	cargo build --release
 	python3 benches/tunnels.py --all --write
 
-interop: ## Let programs that nobody here wrote talk to ours (installs them with npm)
+interop: ## Let programs that nobody here wrote talk to ours (installs them with npm and cargo)
 	cargo build
 	tests/interop/run.sh
 

@@ -4,9 +4,9 @@
 #
 #     tests/interop/run.sh [--programs FOLDER] [--columns our-agent,our-relay,real] [--case WORDS] [PART…]
 #
-# Needs python3 and curl, node and npm for npm, cargo for ptth, and built programs (unless --programs names their folder:
-# the newer of target/release and target/debug). What else a part needs is installed; where that fails, the part is
-# skipped, and that is said. One line for each check, a table for ptth; the last line is `N passed, N failed`.
+# Needs python3 and curl, node and npm for npm, cargo for ptth, and our programs: the newer ones of target/release and
+# target/debug, unless --programs names their folder. What else a part needs is installed; where that fails, the part
+# is skipped, and that is said. One line for each check, a table for ptth; the last one is `N passed, N failed`.
 set -eu
 cd "$(dirname "$0")/../.."
 
