@@ -23,7 +23,7 @@ use ptth_proto::time::Instant;
 use ptth_proto::wire::comet::{self, Message, Notation, Style};
 use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::{FieldWriter, Head};
-use ptth_proto::wire::message::{Ask, to_base64};
+use ptth_proto::wire::message::{Ask, end_to_end, to_base64};
 use ptth_proto::wire::packed::{self, Form, MAGIC_FIELD};
 
 use super::links::Size;
@@ -119,6 +119,15 @@ struct Job {
     to: Option<Token>,
 }
 
+/// Why an answer of the `ptth` dialect can't go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NotSent {
+    /// There is no connection to the relay.
+    Unreachable,
+    /// Its head has no room in a field.
+    HeadTooLarge,
+}
+
 /// All that belongs to polling.
 #[derive(Debug)]
 pub(super) struct Polls {
@@ -131,6 +140,8 @@ pub(super) struct Polls {
     form: Form,
     notation: Notation,
     base64: bool,
+    /// Where the last line went: answers go there too, also when no line stands.
+    address: Option<SocketAddr>,
     said: HashSet<u16>,
     said_fields: bool,
 }
@@ -146,6 +157,7 @@ impl Default for Polls {
             form: Form::Stock,
             notation: Notation::Json,
             base64: false,
+            address: None,
             said: HashSet::new(),
             said_fields: false,
         }
@@ -160,7 +172,7 @@ impl Polls {
 
     /// Where the lines go.
     pub(super) fn address(&self) -> Option<SocketAddr> {
-        self.lines.values().next().map(|line| line.address)
+        self.address
     }
 
     /// Whether an answer is still on its way.
@@ -185,6 +197,7 @@ impl Agent {
             since: core.now,
         };
         self.polls.lines.insert(link, line);
+        self.polls.address = Some(address);
         self.poll(core, link)
     }
 
@@ -211,6 +224,7 @@ impl Agent {
             since: core.now,
         };
         self.polls.lines.insert(link, line);
+        self.polls.address = Some(address);
     }
 
     /// Notes what the relay says that it understands.
@@ -343,6 +357,9 @@ impl Agent {
                 Ok((used, None)) => {
                     peer.input.consume(used);
                     if !peer.tell_eof() {
+                        if came.status != 0 {
+                            peer.transport().acknowledge();
+                        }
                         return;
                     }
                     match peer.conn.eof(now, peer.input.len()) {
@@ -544,11 +561,8 @@ impl Agent {
         };
         let out = peer.output.vec();
         let mut sent = peer.conn.send_request(now, out, (&method, &target), length, |writer| {
-            for (name, value) in &fields {
-                let known = Name::of(name);
-                if !known.is_hop_by_hop() && known != Name::ContentLength && known != Name::Expect {
-                    writer.field(name, value);
-                }
+            for (name, value) in end_to_end(&fields).filter(|(name, _)| Name::of(name) != Name::Expect) {
+                writer.field(name, value);
             }
         });
         if !body.is_empty() {
@@ -732,7 +746,7 @@ impl Agent {
                 }
             }
             None => {
-                if let Some(to) =
+                if let Ok(to) =
                     self.open_answer(core, &job.id, answer.code.status, fields, Body::Length(page.len() as u64))
                 {
                     let now = core.now;
@@ -761,7 +775,8 @@ impl Agent {
         let Some(job) = self.polls.jobs.get_mut(&far) else { return };
         let Some(head) = job.head.take() else { return };
         let id = std::mem::take(&mut job.id);
-        let length = content_length(&head.fields).ok().flatten().filter(|_| framing == Framing::Empty);
+        // Also of a body that comes: the stock relay tells its visitor only what the fields say.
+        let length = content_length(&head.fields).ok().flatten();
         let digits = length.map(|length| length.to_string());
         let length = digits.iter().map(|digits| (&b"Content-Length"[..], digits.as_bytes()));
         let fields = head.fields.end_to_end().map(|field| (field.name, field.value)).chain(length);
@@ -774,11 +789,17 @@ impl Agent {
         job.head = Some(head);
         job.id = id;
         match to {
-            Some(to) => {
+            Ok(to) => {
                 job.to = Some(to);
                 self.polls.answers.insert(to, Some(far));
             }
-            None => {
+            Err(NotSent::Unreachable) => {
+                // The relay gives its visitor up by itself.
+                self.polls.jobs.remove(&far);
+                core.drop_peer(far);
+                self.job_is_over(core);
+            }
+            Err(NotSent::HeadTooLarge) => {
                 let text = format!(
                     "The answer of the upstream of the agent `{}` has a head that the relay's dialect has no room for.",
                     self.name
@@ -796,7 +817,7 @@ impl Agent {
         status: u16,
         fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
         body: Body,
-    ) -> Option<Token> {
+    ) -> Result<Token, NotSent> {
         let form = self.polls.form;
         let mut packed = Vec::new();
         let dropped = packed::write_head(&mut packed, form, status, fields);
@@ -813,12 +834,15 @@ impl Agent {
         }
         let magic = to_base64(&packed);
         if magic.len() > core.config.limits.head - core.config.limits.head / 8 {
-            return None;
+            return Err(NotSent::HeadTooLarge);
         }
-        let token = self.answer_connection(core)?;
+        let token = self.answer_connection(core).map_err(|error| {
+            log::warn!("can't reach the relay {} with an answer: {}", self.via.url, plain(&error));
+            NotSent::Unreachable
+        })?;
         let now = core.now;
         let target = format!("{}/http_response/{id}", self.via.path);
-        let peer = core.tell(token)?;
+        let Some(peer) = core.tell(token) else { return Err(NotSent::Unreachable) };
         let sent = peer.conn.send_request(now, peer.output.vec(), (b"POST", target.as_bytes()), body, |fields| {
             fields.field("Host", &self.via.authority);
             fields.field("User-Agent", super::AGENT);
@@ -830,37 +854,29 @@ impl Agent {
         if let Err(error) = sent {
             log::error!("an answer could not be written: it {error}");
             forget(core, token);
-            return None;
+            return Err(NotSent::Unreachable);
         }
-        Some(token)
+        Ok(token)
     }
 
     /// A connection on which an answer can go out.
-    fn answer_connection(&mut self, core: &mut Core) -> Option<Token> {
+    fn answer_connection(&mut self, core: &mut Core) -> io::Result<Token> {
         while let Some(token) = self.polls.idle.pop() {
             if let Some(peer) = core.peer(token)
                 && peer.can_be_asked()
             {
                 peer.wait = None;
-                return Some(token);
+                return Ok(token);
             }
         }
-        let address = self.polls.address()?;
-        let dialled = Transport::dial(address)
-            .and_then(|transport| core.add(transport, Remote::Ip(address), Conn::client(core.now), true));
-        match dialled {
-            Ok(token) => {
-                if let Some(peer) = core.peer(token) {
-                    peer.seat = Seat::Own;
-                    peer.key = ANSWER;
-                }
-                Some(token)
-            }
-            Err(error) => {
-                log::warn!("can't reach the relay {} with an answer: {}", self.via.url, plain(&error));
-                None
-            }
+        let address = self.polls.address().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let transport = Transport::dial(address)?;
+        let token = core.add(transport, Remote::Ip(address), Conn::client(core.now), true)?;
+        if let Some(peer) = core.peer(token) {
+            peer.seat = Seat::Own;
+            peer.key = ANSWER;
         }
+        Ok(token)
     }
 
     /// Carries an answer from the far end of its pipe to the connection that it goes out on. Nothing when it has to wait, or is

@@ -131,6 +131,15 @@ impl Transport {
         }
     }
 
+    /// Acknowledges at once what has come so far, where the system can be told so. A peer that writes a head and a body apart, and
+    /// lets the second wait until the first is acknowledged, would wait 40 ms for nothing: `ptth_server` and `ptth_relay` do.
+    pub fn acknowledge(&self) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if let Transport::Tcp(stream) = self {
+            let _ = socket2::SockRef::from(stream).set_tcp_quickack(true);
+        }
+    }
+
     /// Watches a connection that may be silent for hours: probes after `idle`, and gives up on it after twice that time.
     pub fn keep_alive(&self, idle: Duration) {
         if let Transport::Tcp(stream) = self {

@@ -511,12 +511,9 @@ impl<A: App> Reactor<A> {
             }
             let flushed = match peer.twin.token() {
                 Some(twin) => {
-                    if !core.pour(token, twin)
-                        && let Some(peer) = core.peers.get_mut(token)
-                    {
-                        peer.output.clear();
-                    }
-                    Ok(())
+                    let gone = !core.pour(token, twin);
+                    let unsent = core.peers.get(token).is_some_and(|peer| !peer.output.is_empty());
+                    if gone && unsent { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
                 }
                 None => peer.flush(core.now),
             };

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::limits::MAX_FIELDS;
-use crate::wire::fields::{is_token, is_value};
+use crate::wire::fields::{Name, elements, is_token, is_value};
 use crate::wire::head::Target;
 
 /// Names and values of fields, in their order.
@@ -215,6 +215,19 @@ pub(super) fn check_ask<'a>(
 /// The same for fields alone.
 pub(super) fn check_fields<'a>(mut fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Result<(), Unsendable> {
     if fields.all(|(name, value)| is_token(name) && is_value(value)) { Ok(()) } else { Err(Unsendable::Field) }
+}
+
+/// The fields of a message that go on: all but those of the hop that it came by, the framing, and those that `Connection` names
+/// (RFC 9110 §7.6.1). `ptth_relay` puts a visitor's into its messages just as they came.
+pub fn end_to_end(fields: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
+    let named = move |name: &[u8]| {
+        let connection = fields.iter().filter(|(name, _)| Name::of(name) == Name::Connection);
+        connection.flat_map(|(_, value)| elements(value)).any(|element| element.eq_ignore_ascii_case(name))
+    };
+    fields.iter().map(|(name, value)| (&name[..], &value[..])).filter(move |(name, _)| {
+        let known = Name::of(name);
+        !known.is_hop_by_hop() && known != Name::ContentLength && !named(name)
+    })
 }
 
 /// The bytes that a text in base64 (RFC 4648 §4) stands for, `None` when it is none. Strictly: with its padding, and without a
