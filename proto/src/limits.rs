@@ -107,8 +107,9 @@ named_numbers! {
         body = "body", Duration::from_secs(60), "a request's body without a byte (408 beyond)";
         /// A TCP connection, each address of a name. curl waits 300 s, browsers 75 to 120 s; someone watches ours.
         connect = "connect", Duration::from_secs(10), "a connection being made, each address";
-        /// From an agent's offer to the relay's 101. Yaler's devices wait 75 s, because its relay answers within 60.
-        upgrade = "upgrade", Duration::from_secs(75), "the relay's answer to an agent's offer";
+        /// From an agent's offer to the relay's 101, or from its poll to what comes of it. Yaler's devices wait 75 s, because its
+        /// relay answers within 60.
+        upgrade = "upgrade", Duration::from_secs(75), "the relay's answer to an agent's offer or poll";
         /// From the end of a request to the first byte of the upstream's response. nginx's `proxy_read_timeout`.
         answer = "answer", Duration::from_secs(60), "the upstream's first byte (504 beyond)";
         /// The same on a link: longer than `answer`, so that the hop that failed is the hop that says so.

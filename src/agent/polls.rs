@@ -101,7 +101,27 @@ struct Line {
     first: bool,
     /// No other poll follows.
     last: bool,
+    /// Our side of its connection ends as soon as the poll is sent.
+    leaving: bool,
     since: Instant,
+}
+
+impl Line {
+    /// One that has not polled yet.
+    fn new(address: SocketAddr, now: Instant) -> Line {
+        Line {
+            conn: None,
+            address,
+            doing: Doing::Resting,
+            far: None,
+            reply: None,
+            again: false,
+            first: true,
+            last: false,
+            leaving: false,
+            since: now,
+        }
+    }
 }
 
 /// A request that a poll has brought, by the far end of its pipe.
@@ -175,28 +195,16 @@ impl Polls {
         self.address
     }
 
-    /// Whether an answer is still on its way.
+    /// Whether an answer is still on its way, or a request that the relay had sent before it could know that none is wanted.
     pub(super) fn is_owed(&self) -> bool {
-        // What was written of an answer of COMET needs no more care: the loop sees to it that it is sent.
-        !self.jobs.is_empty() || !self.answers.is_empty()
+        !self.jobs.is_empty() || !self.answers.is_empty() || self.lines.values().any(|line| line.last)
     }
 }
 
 impl Agent {
     /// Makes a connection that polls.
     pub(super) fn dial_line(&mut self, core: &mut Core, link: usize, address: SocketAddr) -> io::Result<()> {
-        let line = Line {
-            conn: None,
-            address,
-            doing: Doing::Resting,
-            far: None,
-            reply: None,
-            again: false,
-            first: true,
-            last: false,
-            since: core.now,
-        };
-        self.polls.lines.insert(link, line);
+        self.polls.lines.insert(link, Line::new(address, core.now));
         self.polls.address = Some(address);
         self.poll(core, link)
     }
@@ -212,17 +220,7 @@ impl Agent {
     ) {
         let came = Came { status: head.status(), body: Vec::new(), ours: head.fields.has(Name::PtthAccept) };
         self.heed(head);
-        let line = Line {
-            conn: Some(token),
-            address,
-            doing: Doing::Polling(came),
-            far: None,
-            reply: None,
-            again: false,
-            first: true,
-            last: false,
-            since: core.now,
-        };
+        let line = Line { conn: Some(token), doing: Doing::Polling(came), ..Line::new(address, core.now) };
         self.polls.lines.insert(link, line);
         self.polls.address = Some(address);
     }
@@ -241,7 +239,7 @@ impl Agent {
     fn poll(&mut self, core: &mut Core, link: usize) -> io::Result<()> {
         let now = core.now;
         let Some(line) = self.polls.lines.get_mut(&link) else { return Ok(()) };
-        let kept = line.conn.filter(|conn| core.peer(*conn).is_some_and(|peer| peer.can_be_asked()));
+        let kept = line.conn.filter(|conn| !line.leaving && core.peer(*conn).is_some_and(|peer| peer.can_be_asked()));
         let token = match kept {
             Some(token) => token,
             None => {
@@ -249,16 +247,23 @@ impl Agent {
                     forget(core, old);
                 }
                 let transport = Transport::dial(line.address)?;
+                transport.keep_alive(core.config.deadlines.keepalive);
                 let token = core.add(transport, Remote::Ip(line.address), Conn::client(now), true)?;
                 line.conn = Some(token);
                 token
             }
         };
+        let patience = core.config.deadlines.upgrade;
         line.doing = Doing::Polling(Came::default());
+        line.leaving = false;
         line.since = now;
         let Some(peer) = core.tell(token) else { return Ok(()) };
         peer.seat = Seat::Own;
         peer.key = link;
+        peer.fed = self.links.is_stopping();
+        // How long a relay holds a poll is no matter of how long the upstream may take.
+        peer.held = true;
+        peer.wait = Some((now + patience, Wait::Answer));
         let at_once = line.first || line.last;
         let via = &self.via;
         let key = &self.token;
@@ -309,7 +314,8 @@ impl Agent {
     /// Polls, or gives the line up.
     fn poll_or_lose(&mut self, core: &mut Core, link: usize) {
         if let Err(error) = self.poll(core, link) {
-            self.line_lost(core, link, &format!("can't reach the relay {}: {}", self.via.url, plain(&error)));
+            let reason = format!("can't reach the relay {}: {}", self.via.url, plain(&error));
+            self.line_lost(core, link, Ended::Unreachable, &reason);
         }
     }
 
@@ -323,6 +329,16 @@ impl Agent {
                 return;
             }
             let Some(line) = self.polls.lines.get_mut(&link) else { return core.drop_peer(token) };
+            let waits = !matches!(peer.wait, Some((_, Wait::Linger)));
+            if line.last && self.links.is_stopping() && peer.output.is_empty() && waits {
+                // Whoever holds it now is not waited for.
+                peer.wait = Some((now + config.deadlines.linger, Wait::Linger));
+                if line.leaving {
+                    peer.transport().shutdown_write();
+                }
+                core.touch(token);
+                continue;
+            }
             let Doing::Polling(came) = &mut line.doing else {
                 // Nothing may come now but the connection's end.
                 if peer.eof || !peer.input.is_empty() {
@@ -367,22 +383,24 @@ impl Agent {
                         _ => {
                             let reason =
                                 format!("the relay {} closed the connection instead of an answer", self.via.url);
-                            return self.poll_failed(core, link, &reason);
+                            return self.poll_failed(core, link, Ended::Refused, &reason);
                         }
                     }
                 }
                 Err(error) => {
                     let reason = format!("the relay {} {error} ({})", self.via.url, error.code());
-                    return self.line_lost(core, link, &reason);
+                    return self.line_lost(core, link, Ended::Refused, &reason);
                 }
             };
             if whole {
-                if let Some(peer) = core.peer(token)
-                    && peer.conn.closing().is_some()
-                    && let Some(line) = self.polls.lines.get_mut(&link)
-                {
-                    line.conn = None;
-                    forget(core, token);
+                if let Some(peer) = core.peer(token) {
+                    peer.wait = None;
+                    if peer.conn.closing().is_some()
+                        && let Some(line) = self.polls.lines.get_mut(&link)
+                    {
+                        line.conn = None;
+                        forget(core, token);
+                    }
                 }
                 return self.answered(core, link);
             }
@@ -390,7 +408,8 @@ impl Agent {
                 Doing::Polling(came) => came.body.len() > most,
                 _ => false,
             }) {
-                return self.line_lost(core, link, &format!("the relay {} sent too long a message", self.via.url));
+                let reason = format!("the relay {} sent too long a message", self.via.url);
+                return self.line_lost(core, link, Ended::Refused, &reason);
             }
         }
     }
@@ -402,9 +421,11 @@ impl Agent {
         let held = core.now.since(line.since).as_micros() as u64 >= HELD;
         let first = std::mem::replace(&mut line.first, false);
         let reply = line.reply.take();
-        line.again = false;
+        let again = std::mem::replace(&mut line.again, false);
         match came.status {
             200..300 => {}
+            // It had arrived.
+            404 if again => return self.next_poll(core, link, true),
             // The request that was answered is over: its visitor may have gone.
             400 | 404 | 413 if reply.is_some() => {
                 log::info!("the relay did not want an answer ({}): {}", came.status, line_of(&came.body));
@@ -412,7 +433,7 @@ impl Agent {
             }
             503 => {
                 let reason = format!("the relay {} answered 503: it is stopping, or has too much to do", self.via.url);
-                return self.line_refused(core, link, Ended::Gone, &reason);
+                return self.line_refused(core, link, Ended::Refused, &reason);
             }
             status => {
                 let reason = format!("the relay {} {}", self.via.url, refusal(status, false));
@@ -871,10 +892,13 @@ impl Agent {
         }
         let address = self.polls.address().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let transport = Transport::dial(address)?;
+        transport.keep_alive(core.config.deadlines.keepalive);
         let token = core.add(transport, Remote::Ip(address), Conn::client(core.now), true)?;
         if let Some(peer) = core.peer(token) {
             peer.seat = Seat::Own;
             peer.key = ANSWER;
+            // The relay answers when the visitor has taken all, which may take its time.
+            peer.held = true;
         }
         Ok(token)
     }
@@ -902,6 +926,7 @@ impl Agent {
                 from.input.consume(used);
                 let sent = out.conn.send_end(now, trailers.then_some(&head.fields), out.output.vec());
                 if sent.is_ok() {
+                    out.wait = Some((now + config.deadlines.stream, Wait::Stream));
                     self.polls.jobs.remove(&far);
                     self.polls.answers.insert(to, None);
                     if self.polls.spare.len() < SPARE_PIPES {
@@ -1009,6 +1034,7 @@ impl Agent {
             FAR => core.drop_peer(token),
             ANSWER => self.answer_lost(core, token),
             link => match loss {
+                Loss::Late(Wait::Linger) => self.end_line(core, link),
                 // As long as nobody else's patience ends there is nothing wrong with a poll that is held.
                 Loss::Late(Wait::Answer) => {
                     forget(core, token);
@@ -1016,11 +1042,11 @@ impl Agent {
                 }
                 Loss::Io(error) | Loss::Deaf(error) => {
                     let reason = format!("can't reach the relay {}: {}", self.via.url, plain(&error));
-                    self.poll_failed(core, link, &reason);
+                    self.poll_failed(core, link, Ended::Unreachable, &reason);
                 }
                 Loss::Late(wait) => {
                     let reason = format!("the relay {} was silent for too long ({})", self.via.url, wait.name());
-                    self.poll_failed(core, link, &reason);
+                    self.poll_failed(core, link, Ended::Unreachable, &reason);
                 }
             },
         }
@@ -1028,16 +1054,18 @@ impl Agent {
 
     /// A poll got no answer. Its own answer, if it had one with it, may not have arrived and is sent once more: a relay that has
     /// it says so.
-    fn poll_failed(&mut self, core: &mut Core, link: usize, reason: &str) {
+    fn poll_failed(&mut self, core: &mut Core, link: usize, ended: Ended, reason: &str) {
         let Some(line) = self.polls.lines.get_mut(&link) else { return };
         if let Some(conn) = line.conn.take() {
             forget(core, conn);
         }
-        let fresh = core.now.since(line.since).as_micros() < UNREAD;
+        // One that ends because we have left it has its relay's attention.
+        let unread = if line.leaving { HELD.into() } else { UNREAD };
+        let fresh = core.now.since(line.since).as_micros() < unread;
         if line.reply.is_some() && fresh && !std::mem::replace(&mut line.again, true) {
             return self.poll_or_lose(core, link);
         }
-        self.line_lost(core, link, reason);
+        self.line_lost(core, link, ended, reason);
     }
 
     /// The relay won't have it.
@@ -1047,8 +1075,11 @@ impl Agent {
         self.failed(core, ended, reason);
     }
 
-    /// A line is gone.
-    fn line_lost(&mut self, core: &mut Core, link: usize, reason: &str) {
+    /// A line is gone. `ended` is what that comes to if it never stood.
+    fn line_lost(&mut self, core: &mut Core, link: usize, ended: Ended, reason: &str) {
+        if self.links.is_pending(link) {
+            return self.line_refused(core, link, ended, reason);
+        }
         self.take_line(core, link);
         self.link_lost(core, link, reason);
     }
@@ -1072,35 +1103,32 @@ impl Agent {
             self.polls.jobs.remove(&far);
             core.drop_peer(far);
         }
-        if self.polls.lines.is_empty() && self.polls.form == Form::Full {
+        if self.polls.lines.is_empty() && self.polls.form == Form::Full && !self.links.is_stopping() {
             // The next relay may be another one.
             self.polls.form = Form::Stock;
             self.links.resize(ONE);
         }
     }
 
-    /// No new work: polls that are out end, unless an answer that goes with one is still being sent.
+    /// No new work: polls that are out end. The relay may be answering one in this moment, so that only our side of its
+    /// connection is closed: what still comes is served.
     pub(super) fn stop_polling(&mut self, core: &mut Core) {
-        let mut lines = Vec::new();
+        let mut unused = Vec::new();
         for (link, line) in &mut self.polls.lines {
             line.last = true;
-            let sent = line.conn.and_then(|conn| core.peer(conn)).is_none_or(|peer| peer.output.is_empty());
-            if sent && !matches!(line.doing, Doing::Serving) {
-                lines.push(*link);
+            let peer = line.conn.and_then(|conn| core.peer(conn));
+            match (&line.doing, peer) {
+                (Doing::Serving, _) => {}
+                (Doing::Polling(_), Some(peer)) if line.reply.is_some() || !peer.is_connecting() => {
+                    line.leaving = true;
+                    peer.fed = true;
+                    line.conn.inspect(|conn| core.touch(*conn));
+                }
+                _ => unused.push(*link),
             }
         }
-        if self.polls.jobs.is_empty() || self.way != Way::Packed {
-            for link in lines {
-                self.take_line(core, link);
-                self.links.remove(link);
-            }
-        } else {
-            // Their address is where the answers go.
-            for link in lines {
-                if let Some(conn) = self.polls.lines.get_mut(&link).and_then(|line| line.conn.take()) {
-                    forget(core, conn);
-                }
-            }
+        for link in unused {
+            self.end_line(core, link);
         }
     }
 
@@ -1114,7 +1142,7 @@ impl Agent {
                 line.conn = None;
                 if let Doing::Polling(_) = line.doing {
                     let reason = format!("the relay {} has closed the connection", self.via.url);
-                    self.poll_failed(core, link, &reason);
+                    self.poll_failed(core, link, Ended::Refused, &reason);
                 }
             }
             FAR => {

@@ -23,7 +23,7 @@ use ptth_proto::wire::head::{FieldWriter, Head, Version, is_idempotent};
 use crate::answer::{Answer, Code, wants_json};
 use crate::log::{AccessLog, Line};
 use crate::net::addr::Remote;
-use crate::peer::{NO_KEY, Peer, Seat};
+use crate::peer::{NO_KEY, Peer, Seat, Twin};
 use crate::reactor::{App, Core, Loss, Mailbox, Message};
 pub(crate) use carry::hold;
 use carry::{Flow, ask, home};
@@ -318,8 +318,10 @@ impl<S: Side> Bridge<S> {
         let connect = exchange.head.method() == b"CONNECT";
         let id = self.exchanges.insert(exchange);
         peer.seat = Seat::Exchange(id);
+        // The program's own word, where it comes by a pipe: it was taken on already.
+        let is_new = peer.twin == Twin::None;
         core.touch(front);
-        if self.running != Running::Yes {
+        if self.running != Running::Yes && is_new {
             return self.answer(core, id, stopping());
         }
         if connect {

@@ -24,7 +24,7 @@ use ptth_proto::time::Instant;
 use ptth_proto::wire::comet::{self, Message as Comet, Notation, Style};
 use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::Head;
-use ptth_proto::wire::message::{Reply, Unsendable, from_base64};
+use ptth_proto::wire::message::{Malformed, Pairs, Reply, Unsendable, end_to_end, from_base64};
 use ptth_proto::wire::packed::{self, Form, MAGIC_FIELD};
 
 use super::agents::{KeyHash, refusal};
@@ -33,6 +33,7 @@ use super::route::{Means, TunnelName, means};
 use super::{Relay, is_free};
 use crate::answer::{Answer, Code};
 use crate::bridge::{Claim, Order, hold, respond, stopping, take_bodiless};
+use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat};
 use crate::reactor::{Core, Loss, Message};
 
@@ -71,14 +72,26 @@ impl Carriage {
     }
 }
 
-/// An agent's request to be given messages.
+/// An agent's request to be given messages, as it comes in. It names its tunnel: as long as it is not held, nobody keeps that
+/// tunnel's place for it.
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    name: TunnelName,
+    carriage: Carriage,
+    /// How its sender wrote what came with it.
+    notation: Option<Notation>,
+    who: Option<KeyHash>,
+    hold: Duration,
+}
+
+/// One that is held.
 #[derive(Clone, Copy, Debug)]
 struct Poll {
     tunnel: usize,
     carriage: Carriage,
     /// Whose it is: only this agent may answer what it gets.
     who: Option<KeyHash>,
-    hold: Duration,
+    until: Instant,
 }
 
 /// The polls and messages of a tunnel.
@@ -93,7 +106,7 @@ pub(super) struct Mail {
     bytes: usize,
     /// An agent is there, and counts as a link.
     present: bool,
-    /// How an agent of this tunnel last wrote a message.
+    /// How an agent of this tunnel last wrote a message: so is written to those that have not written anything yet.
     notation: Notation,
 }
 
@@ -130,16 +143,9 @@ enum Coming {
     /// A POST that is an agent's if its body is a message.
     Undecided(TunnelName, Framing, Box<Head>),
     /// An answer that has to be whole.
-    Whole(Poll, Box<Head>, Vec<u8>),
+    Whole(Wish, Box<Head>, Vec<u8>),
     /// An answer whose body goes on at once, into this pipe.
     Stream(Token),
-}
-
-/// What was written to a connection, and up to which byte of it.
-#[derive(Debug)]
-struct HandedOut {
-    ids: Vec<Id>,
-    end: u64,
 }
 
 /// All polls and messages of one worker.
@@ -148,7 +154,8 @@ pub(super) struct Queues {
     polls: HashMap<Token, Poll>,
     letters: HashMap<Token, Letter>,
     coming: HashMap<Token, Coming>,
-    handed: HashMap<Token, HandedOut>,
+    /// What was written to a connection, each up to which byte of it.
+    handed: HashMap<Token, Vec<(Id, u64)>>,
     out: Outstanding<Token, Option<KeyHash>>,
     out_armed: Option<Instant>,
     /// Far ends of pipes that are used again.
@@ -222,6 +229,8 @@ impl std::fmt::Debug for Secrets {
 pub(super) struct Passed {
     framing: Framing,
     head: Head,
+    /// It is known to be a poll of this tunnel.
+    poll: Option<(TunnelName, Carriage)>,
 }
 
 impl Relay {
@@ -233,9 +242,13 @@ impl Relay {
         framing: Framing,
         orders: &mut Vec<Order>,
     ) -> Claim {
-        // Whoever asks again has had what it was sent.
-        if !self.queues.handed.is_empty() {
-            self.queues.handed.remove(&token);
+        // Whoever asks again has had what it was sent, unless it asks ahead.
+        if let Some(handed) = self.queues.handed.get_mut(&token) {
+            let written = core.peer(token).map_or(0, |peer| peer.written);
+            handed.retain(|(_, end)| *end > written);
+            if handed.is_empty() {
+                self.queues.handed.remove(&token);
+            }
         }
         match means(&core.head, framing, self.domain.as_bytes(), self.polling.prefix.as_bytes()) {
             Means::Visit => Claim::No,
@@ -272,10 +285,17 @@ impl Relay {
     }
 
     /// Hands an agent's request to the worker whose it is.
-    fn pass(&self, core: &mut Core, token: Token, worker: usize, framing: Framing) -> Claim {
+    fn pass(
+        &self,
+        core: &mut Core,
+        token: Token,
+        worker: usize,
+        framing: Framing,
+        poll: Option<(TunnelName, Carriage)>,
+    ) -> Claim {
         let head = std::mem::take(&mut core.head);
         if let (Some(mailbox), Some(peer)) = (self.workers.mailbox(worker), core.detach(token)) {
-            mailbox.send(Message::Handed(peer, Box::new(Passed { framing, head })));
+            mailbox.send(Message::Handed(peer, Box::new(Passed { framing, head, poll })));
         }
         Claim::Taken
     }
@@ -283,9 +303,12 @@ impl Relay {
     /// Takes over such a request.
     pub(super) fn passed(&mut self, core: &mut Core, peer: Box<Peer>, passed: Passed, orders: &mut Vec<Order>) {
         let Ok(token) = core.adopt(peer) else { return };
-        let Passed { framing, head } = passed;
+        let Passed { framing, head, poll } = passed;
         core.head = head;
-        let claim = self.claim_request(core, token, framing, orders);
+        let claim = match poll {
+            Some((name, carriage)) => self.polled(core, token, name, carriage, framing, orders),
+            None => self.claim_request(core, token, framing, orders),
+        };
         let head = |core: &mut Core| Box::new(std::mem::take(&mut core.head));
         match claim {
             Claim::Taken => {}
@@ -311,70 +334,83 @@ impl Relay {
         if self.workers.are_several() {
             let home = self.workers.home(name.as_str());
             if home != self.workers.me() {
-                return self.pass(core, token, home, framing);
+                return self.pass(core, token, home, framing, Some((name, carriage)));
             }
         }
-        let Some(tunnel) = self.tunnels.claim(name.as_str()) else {
-            let text = "This relay has as many tunnels as it may have.";
-            return Claim::Refuse(Answer::new(Code::TOO_MANY_TUNNELS, text));
-        };
         let hold = core.config.deadlines.poll.min(patience(&core.head));
-        let poll = Poll { tunnel, carriage, who, hold };
+        let wish = Wish { name, carriage, notation: None, who, hold };
         if !matches!(framing, Framing::Empty | Framing::Length(0)) {
             if matches!(carriage, Carriage::Packed(_)) {
                 return Claim::Refuse(Answer::new(Code::BAD_MESSAGE, "A poll of this dialect has no body."));
             }
+            give_leave(core, token);
             let head = Box::new(std::mem::take(&mut core.head));
-            self.take_in(core, token, Coming::Whole(poll, head, Vec::new()));
+            self.take_in(core, token, Coming::Whole(wish, head, Vec::new()));
             return Claim::Taken;
         }
-        if self.queues.stopping {
-            return Claim::Refuse(stopping());
-        }
         take_bodiless(core, token, framing);
-        self.hold_poll(core, token, poll, orders);
-        Claim::Taken
+        match self.hold_poll(core, token, wish, orders) {
+            Some(refusal) => Claim::Refuse(refusal),
+            None => Claim::Taken,
+        }
     }
 
-    /// Holds a poll, or answers it at once.
-    fn hold_poll(&mut self, core: &mut Core, token: Token, mut poll: Poll, orders: &mut Vec<Order>) {
+    /// Holds a poll, or refuses it. One that won't wait is due in this turn, when what waits for it was brought to it.
+    fn hold_poll(&mut self, core: &mut Core, token: Token, wish: Wish, orders: &mut Vec<Order>) -> Option<Answer> {
+        let Wish { name, mut carriage, notation, who, hold } = wish;
         let (now, most) = (core.now, core.config.limits.links);
-        let Some(mail) = self.tunnels.mail(poll.tunnel) else { return };
-        if let Carriage::Comet(style) = &mut poll.carriage {
-            style.notation = mail.notation;
+        let peer = core.peer(token)?;
+        let (remote, has_hung_up) = (peer.remote, peer.has_hung_up());
+        if self.queues.stopping {
+            return Some(stopping());
         }
-        let Some(peer) = core.peer(token) else { return };
+        if has_hung_up {
+            // It is gone, most likely: no message is to be lost on it. If only its side is closed, it may poll again.
+            say_nothing(core, token, carriage);
+            to_front(core, token, orders);
+            return None;
+        }
+        let Some(tunnel) = self.tunnels.claim(name.as_str()) else {
+            let text = "This relay has as many tunnels as it may have.";
+            return Some(Answer::new(Code::TOO_MANY_TUNNELS, text));
+        };
         peer.seat = Seat::Own;
         peer.key = POLL;
-        let remote = peer.remote;
         core.touch(token);
-        self.queues.polls.insert(token, poll);
-        mail.queue.poll(now, token, poll.hold);
+        let mail = self.tunnels.mail(tunnel)?;
+        if let Carriage::Comet(style) = &mut carriage {
+            // Who knows base64 is of today, and needs no guess.
+            let guess = if style.base64 { Notation::Json } else { mail.notation };
+            style.notation = notation.unwrap_or(guess);
+        }
+        self.queues.polls.insert(token, Poll { tunnel, carriage, who, until: now + hold });
+        mail.queue.poll(now, token, hold);
         if !std::mem::replace(&mut mail.present, true) {
-            self.agent_came(core, poll, remote);
+            self.agent_came(core, tunnel, carriage, remote);
         }
-        let Some(mail) = self.tunnels.mail(poll.tunnel) else { return };
+        let mail = self.tunnels.mail(tunnel)?;
         if mail.queue.polls() > most
-            && let Some(oldest) = mail.queue.take_poll()
+            && let Some(first) = mail.queue.take_poll()
         {
-            self.say_nothing(core, oldest, orders);
+            self.let_poll_go(core, first, orders);
         }
-        self.serve(core, poll.tunnel, orders);
-        if poll.hold.is_zero() && self.tunnels.mail(poll.tunnel).is_some_and(|mail| mail.queue.poll_gone(token)) {
-            self.say_nothing(core, token, orders);
-        }
-        self.look_who_is_there(core, poll.tunnel);
+        self.serve(core, tunnel, orders);
+        self.look_who_is_there(core, tunnel);
+        None
     }
 
     /// An agent has come whose tunnel had none that polls.
-    fn agent_came(&mut self, core: &mut Core, poll: Poll, remote: crate::net::addr::Remote) {
-        let taken = self.tunnels.add_link(poll.tunnel, |link| is_free(core, link));
-        let name = self.tunnels.name(poll.tunnel);
+    fn agent_came(&mut self, core: &mut Core, tunnel: usize, carriage: Carriage, remote: Remote) {
+        let taken = self.tunnels.add_link(tunnel, |link| is_free(core, link));
+        if let Taken::InPlaceOf(link) = taken {
+            core.drop_peer(link);
+        }
+        let name = self.tunnels.name(tunnel);
         if self.workers.are_several() {
             self.workers.link_here(name);
         }
         if taken == Taken::First && self.workers.is_up(name) {
-            let how = match poll.carriage {
+            let how = match carriage {
                 Carriage::Comet(_) => "COMET",
                 Carriage::Packed(_) => "ptth-relay",
             };
@@ -408,6 +444,9 @@ impl Relay {
             self.waits_no_more(tunnel);
             let near = self.open_pipe(core, tunnel);
             orders.push(Order::Attach(id, near));
+        }
+        if self.workers.are_several() && self.has_poll(tunnel) {
+            self.workers.offer(self.tunnels.name(tunnel));
         }
         self.arm(core, tunnel);
     }
@@ -550,12 +589,16 @@ impl Relay {
 
     fn letter_is_whole(&mut self, core: &mut Core, far: Token, orders: &mut Vec<Order>) {
         let Some(letter) = self.queues.letters.get_mut(&far) else { return };
-        letter.stage = Stage::Ready;
-        let tunnel = letter.tunnel;
-        let patience = core.config.deadlines.link;
-        if let Some(mail) = self.tunnels.mail(tunnel) {
-            mail.queue.push(core.now, far, patience);
+        let (tunnel, near) = (letter.tunnel, letter.near);
+        let (patience, most) = (core.config.deadlines.link, core.config.limits.waiting);
+        let Some(mail) = self.tunnels.mail(tunnel) else { return };
+        // Each of many bodies may have begun while there was a poll for it.
+        if mail.queue.polls() == 0 && mail.queue.messages() >= most {
+            let text = "As many messages wait for the agent of this tunnel as may wait; try again later.";
+            return orders.push(Order::Fault(near, Answer::new(Code::TUNNEL_BUSY, text)));
         }
+        letter.stage = Stage::Ready;
+        mail.queue.push(core.now, far, patience);
         self.serve(core, tunnel, orders);
     }
 
@@ -576,9 +619,9 @@ impl Relay {
                 .and_then(|mail| mail.queue.another());
         }
         if ids.is_empty() {
-            // None that this agent could read: it waits for the next one.
+            // None that this agent could read: it waits for the next one, as long as it would have waited.
             if let Some(mail) = self.tunnels.mail(poll.tunnel) {
-                mail.queue.poll(now, token, poll.hold);
+                mail.queue.poll(now, token, poll.until.since(now));
             }
         } else {
             let mut count = Vec::new();
@@ -587,11 +630,12 @@ impl Relay {
             }
             match say(core, token, poll.carriage, 200, &[&count, &body]) {
                 Some(end) => {
-                    self.queues.handed.insert(token, HandedOut { ids, end });
+                    self.queues.handed.entry(token).or_default().extend(ids.into_iter().map(|id| (id, end)));
                 }
                 None => self.hand_out_again(core, ids),
             }
-            self.let_poll_go(core, token, orders);
+            self.queues.polls.remove(&token);
+            to_front(core, token, orders);
         }
         self.queues.scratch = body;
         self.arm_out(core);
@@ -610,7 +654,9 @@ impl Relay {
         let patience = core.config.deadlines.link_answer;
         let id = self.queues.out.hand_out(core.now, far, poll.who, patience, self.queues.secrets.next());
         let (head, body) = (&letter.head, &letter.body);
-        let fields = head.fields.end_to_end().map(|field| (field.name, field.value));
+        // The relay has given the leave that a visitor asks for with it.
+        let fields = head.fields.end_to_end().filter(|field| field.known != Name::Expect);
+        let fields = fields.map(|field| (field.name, field.value));
         let written = match poll.carriage {
             Carriage::Comet(style) => {
                 comet::write_ask(into, style, id.as_str(), head.method(), head.target(), fields, body)
@@ -646,20 +692,11 @@ impl Relay {
         }
     }
 
-    /// A poll was answered: its connection is an ordinary one again.
+    /// Answers a poll for which there is nothing, and holds it no more.
     fn let_poll_go(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) {
-        self.queues.polls.remove(&token);
+        let Some(poll) = self.queues.polls.remove(&token) else { return };
+        say_nothing(core, token, poll.carriage);
         to_front(core, token, orders);
-    }
-
-    /// Answers a poll for which there is nothing.
-    fn say_nothing(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) {
-        let Some(poll) = self.queues.polls.get(&token).copied() else { return };
-        match poll.carriage {
-            Carriage::Comet(_) => say(core, token, poll.carriage, 200, &[b"{}"]),
-            Carriage::Packed(_) => say(core, token, poll.carriage, 204, &[]),
-        };
-        self.let_poll_go(core, token, orders);
     }
 
     /// Something is new on a connection on which a poll is held: it can only be its end.
@@ -675,7 +712,8 @@ impl Relay {
             Some(Coming::Undecided(name, framing, head)) => self.decide(core, token, (name, framing, head), orders),
             Some(Coming::Whole(poll, head, body)) => self.read_answer(core, token, (poll, head, body), orders),
             Some(Coming::Stream(far)) => self.stream_answer(core, token, far, orders),
-            None => core.drop_peer(token),
+            // It is settled whose it is, and the order that says so is on its way.
+            None => {}
         }
     }
 
@@ -692,17 +730,30 @@ impl Relay {
         let Some((peer, scratch, config)) = core.hear(token) else { return };
         let is_message = match framing {
             Framing::Length(n) => {
-                let whole = usize::try_from(n).ok().filter(|n| *n <= most);
+                let whole = usize::try_from(n).ok().filter(|n| *n <= most.max(GLANCE));
                 let enough = whole.unwrap_or(GLANCE);
                 let input = peer.input.bytes();
                 (input.len() >= enough).then(|| comet::looks_like_reply(&input[..enough]))
             }
             // As far as it is there: a copy of the connection reads ahead.
-            _ => match peer.conn.clone().recv(now, peer.input.bytes(), scratch, config) {
-                Ok((_, Some(Event::Data(data)))) => Some(comet::looks_like_reply(data)),
-                Ok((_, None)) => None,
-                _ => Some(false),
-            },
+            _ => {
+                let (mut ahead, mut input, mut body) = (peer.conn.clone(), peer.input.bytes(), Vec::new());
+                loop {
+                    match ahead.recv(now, input, scratch, config) {
+                        Ok((used, Some(Event::Data(data)))) => {
+                            body.extend_from_slice(data);
+                            input = &input[used..];
+                        }
+                        // A name and its colon tell: as long as neither is there, it may become anything.
+                        Ok((_, None)) if matches!(comet::read(&body), Ok(_) | Err(Malformed::Cut)) => {
+                            let enough = body.len() >= GLANCE || body.contains(&b':');
+                            break enough.then(|| comet::looks_like_reply(&body));
+                        }
+                        Ok((_, Some(Event::End { .. }))) => break Some(comet::looks_like_reply(&body)),
+                        _ => break Some(false),
+                    }
+                }
+            }
         };
         match is_message {
             None if !peer.eof => {
@@ -717,10 +768,7 @@ impl Relay {
                     orders.push(Order::Respond(token, head, answer));
                 }
             }
-            _ => {
-                peer.key = NO_KEY;
-                orders.push(Order::Begin(token, framing, head));
-            }
+            _ => orders.push(Order::Begin(token, framing, head)),
         }
     }
 
@@ -729,7 +777,7 @@ impl Relay {
         &mut self,
         core: &mut Core,
         token: Token,
-        (mut poll, head, mut body): (Poll, Box<Head>, Vec<u8>),
+        (mut wish, head, mut body): (Wish, Box<Head>, Vec<u8>),
         orders: &mut Vec<Order>,
     ) {
         let now = core.now;
@@ -741,7 +789,7 @@ impl Relay {
                     body.extend_from_slice(data);
                     peer.input.consume(used);
                     if body.len() > most.saturating_mul(ESCAPED).saturating_add(config.limits.head) {
-                        return self.too_large(core, token, poll, head, &body, orders);
+                        return self.too_large(core, token, wish, head, &body, orders);
                     }
                 }
                 Ok((used, Some(Event::End { .. }))) => {
@@ -754,7 +802,7 @@ impl Relay {
                         return core.drop_peer(token);
                     }
                     core.touch(token);
-                    self.queues.coming.insert(token, Coming::Whole(poll, head, body));
+                    self.queues.coming.insert(token, Coming::Whole(wish, head, body));
                     return;
                 }
                 Ok((used, Some(_))) => peer.input.consume(used),
@@ -771,10 +819,12 @@ impl Relay {
         match comet::read(&body) {
             Ok((Comet::Nothing, _)) => {}
             Ok((Comet::Reply(reply), notation)) => {
-                if let (Some(notation), Some(mail)) = (notation, self.tunnels.mail(poll.tunnel)) {
+                wish.notation = notation;
+                let tunnel = self.tunnels.find(wish.name.as_str());
+                if let (Some(notation), Some(mail)) = (notation, tunnel.and_then(|tunnel| self.tunnels.mail(tunnel))) {
                     mail.notation = notation;
                 }
-                if let Err(unwanted) = self.deliver(core, &reply, &poll.who, orders) {
+                if let Err(unwanted) = self.deliver(core, &reply, &wish.who, orders) {
                     return orders.push(Order::Respond(token, head, unknown(unwanted)));
                 }
             }
@@ -787,11 +837,9 @@ impl Relay {
                 return orders.push(Order::Respond(token, head, Answer::new(Code::BAD_MESSAGE, text)));
             }
         }
-        if self.queues.stopping {
-            return orders.push(Order::Respond(token, head, stopping()));
+        if let Some(refusal) = self.hold_poll(core, token, wish, orders) {
+            orders.push(Order::Respond(token, head, refusal));
         }
-        poll.hold = poll.hold.min(patience(&head));
-        self.hold_poll(core, token, poll, orders);
     }
 
     /// An answer goes on beyond the limit. Its visitor is told, if the beginning says which one.
@@ -799,14 +847,14 @@ impl Relay {
         &mut self,
         core: &mut Core,
         token: Token,
-        poll: Poll,
+        wish: Wish,
         head: Box<Head>,
         body: &[u8],
         orders: &mut Vec<Order>,
     ) {
         let most = core.config.limits.message;
         if let Some(id) = comet::first_id(body).and_then(|id| Id::parse(&id))
-            && let Ok(far) = self.queues.out.answer(id, &poll.who)
+            && let Ok(far) = self.queues.out.answer(id, &wish.who)
             && let Some(letter) = self.queues.letters.get_mut(&far)
         {
             letter.stage = Stage::Answered(None);
@@ -834,10 +882,9 @@ impl Relay {
             orders.push(Order::Fault(near, answer_too_large(self.tunnels.name(tunnel), most)));
             return Ok(());
         }
-        let fields = reply.fields.iter().map(|(name, value)| (&name[..], &value[..]));
         let status = (reply.status, &reply.reason[..]);
         let framing = Framing::Length(reply.body.len() as u64);
-        let Some(said) = say_response(core, far, status, fields, framing) else { return Ok(()) };
+        let Some(said) = say_response(core, far, status, &reply.fields, framing) else { return Ok(()) };
         let said = said.and_then(|_| {
             let Some(peer) = core.tell(far) else { return Ok(()) };
             if peer.conn.is_speaking() {
@@ -857,7 +904,7 @@ impl Relay {
         let worker = usize::from(id.giver());
         if worker != self.workers.me() {
             return match self.workers.mailbox(worker) {
-                Some(_) => self.pass(core, token, worker, framing),
+                Some(_) => self.pass(core, token, worker, framing, None),
                 None => Claim::Refuse(unknown(Unwanted::Unknown)),
             };
         }
@@ -885,14 +932,9 @@ impl Relay {
             return Claim::Refuse(unknown(unwanted));
         }
         letter.stage = Stage::Answered(Some(token));
-        if core.head.fields.lists(Name::Expect, b"100-continue")
-            && let Some(peer) = core.tell(token)
-        {
-            let _ = peer.conn.send_informational(peer.output.vec(), (100, b"Continue"), |_| {});
-        }
-        let fields = fields.iter().map(|(name, value)| (&name[..], &value[..]));
+        give_leave(core, token);
         let reason = ptth_proto::wire::head::reason(status).as_bytes();
-        if let Some(Err(error)) = say_response(core, far, (status, reason), fields, framing) {
+        if let Some(Err(error)) = say_response(core, far, (status, reason), &fields, framing) {
             log::warn!("an answer was not passed on: it {error}");
             // The pipe breaks, and the visitor hears of it.
             core.drop_peer(far);
@@ -905,6 +947,13 @@ impl Relay {
     fn stream_answer(&mut self, core: &mut Core, token: Token, far: Token, orders: &mut Vec<Order>) {
         let now = core.now;
         let most = core.config.limits.buffer;
+        if let Some(letter) = self.queues.letters.get(&far)
+            && letter.stage != Stage::Answered(Some(token))
+        {
+            // An answer without a body was complete with its head, and the pipe may serve another by now.
+            take_rest(core, token);
+            return self.finish_answer(core, token, true, orders);
+        }
         loop {
             let Some((from, to, head, config)) = core.between(token, far) else {
                 return self.finish_answer(core, token, false, orders);
@@ -915,6 +964,7 @@ impl Relay {
             if !to.conn.is_speaking() {
                 // A response to HEAD, a 304: whatever comes here, the visitor's answer has no body. ptth_server announces one
                 // then, and never sends it.
+                take_rest(core, token);
                 return self.finish_answer(core, token, true, orders);
             }
             if hold(from, to, most, now) {
@@ -969,13 +1019,16 @@ impl Relay {
     /// A peer of ours was lost, but for links.
     pub(super) fn lost_own(&mut self, core: &mut Core, token: Token, key: usize, loss: Loss, orders: &mut Vec<Order>) {
         match (key, loss) {
-            (COMING, Loss::Late(Wait::Body)) => {
-                if let Some(Coming::Undecided(_, framing, head)) = self.queues.coming.remove(&token) {
-                    // It is late as a visitor's too, and is told so as one.
-                    return orders.push(Order::Begin(token, framing, head));
+            (COMING, Loss::Late(Wait::Body)) => match self.queues.coming.remove(&token) {
+                // It is late as a visitor's too, and is told so as one.
+                Some(Coming::Undecided(_, framing, head)) => orders.push(Order::Begin(token, framing, head)),
+                Some(coming) => {
+                    // What goes with it is settled when it is gone.
+                    self.queues.coming.insert(token, coming);
+                    core.drop_peer(token);
                 }
-                core.drop_peer(token);
-            }
+                None => {}
+            },
             // Both ends of a pipe go together, and the bridge has the near one.
             _ => core.drop_peer(token),
         }
@@ -1006,10 +1059,9 @@ impl Relay {
             }
             _ => {}
         }
-        if let Some(HandedOut { ids, end }) = self.queues.handed.remove(&token)
-            && peer.written < end
-        {
-            self.hand_out_again(core, ids);
+        if let Some(mut handed) = self.queues.handed.remove(&token) {
+            handed.retain(|(_, end)| *end > peer.written);
+            self.hand_out_again(core, handed.into_iter().map(|(id, _)| id).collect());
         }
     }
 
@@ -1077,7 +1129,7 @@ impl Relay {
 
     fn is_due(&mut self, core: &mut Core, due: Due<Token, Token>, orders: &mut Vec<Order>) {
         let (far, wait) = match due {
-            Due::Nothing(poll) => return self.say_nothing(core, poll, orders),
+            Due::Nothing(poll) => return self.let_poll_go(core, poll, orders),
             Due::NoPoll(far) => (far, Wait::Link),
             Due::NoAnswer(far) => (far, Wait::Answer),
         };
@@ -1101,6 +1153,38 @@ impl Relay {
             }
         }
     }
+}
+
+/// Lets the sender of the request in `core.head` send its body, if it waits for that.
+fn give_leave(core: &mut Core, token: Token) {
+    if core.head.fields.lists(Name::Expect, b"100-continue")
+        && let Some(peer) = core.tell(token)
+    {
+        // It can be sent in this state, or the request is no more.
+        let _ = peer.conn.send_informational(peer.output.vec(), (100, b"Continue"), |_| {});
+    }
+}
+
+/// Takes what is there of a body that nobody wants: when it is whole, the connection can be used again.
+fn take_rest(core: &mut Core, token: Token) {
+    let now = core.now;
+    while let Some((peer, head, config)) = core.hear(token)
+        && let Ok((used, Some(event))) = peer.conn.recv(now, peer.input.bytes(), head, config)
+    {
+        let over = matches!(event, Event::End { .. });
+        peer.input.consume(used);
+        if over {
+            return;
+        }
+    }
+}
+
+/// Answers a poll for which there is nothing.
+fn say_nothing(core: &mut Core, token: Token, carriage: Carriage) {
+    match carriage {
+        Carriage::Comet(_) => say(core, token, carriage, 200, &[b"{}"]),
+        Carriage::Packed(_) => say(core, token, carriage, 204, &[]),
+    };
 }
 
 /// Sends an answer to an agent's request. Gives the number of the connection's last byte of it.
@@ -1148,11 +1232,11 @@ fn to_front(core: &mut Core, token: Token, orders: &mut Vec<Order>) {
 }
 
 /// Begins the response at the far end of a pipe; ends it, where it has no body. `None` when nobody is there any more.
-fn say_response<'a>(
+fn say_response(
     core: &mut Core,
     far: Token,
     (status, reason): (u16, &[u8]),
-    fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+    fields: &Pairs,
     framing: Framing,
 ) -> Option<Result<(), Error>> {
     let now = core.now;
@@ -1161,25 +1245,17 @@ fn say_response<'a>(
         return None;
     }
     let bodiless = peer.conn.asked() == Asked::Head || matches!(status, 204 | 304);
-    let mut said_length = None;
-    for (name, value) in fields.clone() {
-        if Name::of(name) == Name::ContentLength {
-            said_length = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-        }
-    }
+    let said_length = fields.iter().find(|(name, _)| Name::of(name) == Name::ContentLength);
+    let said_length = said_length.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok());
     let body = match framing {
         // The length of a body that is not there is what the agent says it is.
-        Framing::Empty | Framing::Length(0) if bodiless => said_length.map_or(Body::None, Body::Length),
+        Framing::Length(1..) if bodiless && said_length.is_none() => Body::from(framing),
+        _ if bodiless => said_length.map_or(Body::None, Body::Length),
         Framing::Empty => Body::Length(0),
         framing => Body::from(framing),
     };
     let sent = peer.conn.send_response(now, peer.output.vec(), (status, reason), body, |writer| {
-        for (name, value) in fields {
-            let known = Name::of(name);
-            if !known.is_hop_by_hop() && known != Name::ContentLength {
-                writer.field(name, value);
-            }
-        }
+        end_to_end(fields).for_each(|(name, value)| writer.field(name, value));
     });
     Some(sent.and_then(|()| if bodiless { peer.conn.send_end(now, None, peer.output.vec()) } else { Ok(()) }))
 }

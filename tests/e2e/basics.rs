@@ -7,14 +7,14 @@ use std::thread;
 
 use crate::support::upstream::Upstream;
 use crate::support::wire::{Wire, get, post};
-use crate::support::{Agent, Program, Relay, TempPath, agent_command};
+use crate::support::{Agent, Program, Relay, TempPath, agent_command, dialect};
 
 #[test]
 fn a_visitor_reaches_a_tunnel_by_its_host_name() {
     let upstream = Upstream::showing();
     let relay = Relay::start(&[]);
     let agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
-    assert_eq!(agent.url, format!("http://demo.localhost:{}/", relay.port));
+    assert_eq!(agent.url, dialect().public_url(relay.port, "demo"));
 
     for host in [format!("demo.localhost:{}", relay.port), "DEMO.LocalHost".into(), "demo.localhost.".into()] {
         let answer = relay.visitor().send(format!("GET /x?y HTTP/1.1\r\nHost: {host}\r\n\r\n")).response("GET");
@@ -49,7 +49,7 @@ fn any_other_request_goes_to_the_default_tunnel() {
     let upstream = Upstream::showing();
     let relay = Relay::start(&[]);
     let agent = Agent::run(&mut agent_command(&[&upstream.address(), "--via", &relay.url()]));
-    assert_eq!(agent.url, format!("http://localhost:{}/", relay.port));
+    assert_eq!(agent.url, dialect().public_url(relay.port, "default"));
     for host in ["localhost", "127.0.0.1", "www.example.org", "[::1]:9999", "a.b.localhost", ""] {
         let answer = relay.visitor().send(format!("GET /d HTTP/1.1\r\nHost: {host}\r\n\r\n")).response("GET");
         assert_eq!(answer.status(), 200, "{host}");
@@ -105,7 +105,7 @@ fn one_command_alone_shows_the_whole_thing() {
         return;
     }
     let mut program = Program::start(&mut agent_command(&["hello"]));
-    assert_eq!(program.out.wait_for("http"), "http://localhost:9999/");
+    assert_eq!(program.out.wait_for("http"), dialect().public_url(9999, "default"));
     let page = Wire::connect(9999).send("GET /x HTTP/1.1\r\nHost: localhost:9999\r\n\r\n").response("GET");
     assert!(page.text().contains("\nGET /x HTTP/1.1\n"), "{}", page.text());
     program.terminate();

@@ -7,11 +7,14 @@ use std::thread;
 
 use crate::support::upstream::{After, Upstream};
 use crate::support::wire::{Framing, chunk};
-use crate::support::{Agent, PATIENCE, Relay, locked};
+use crate::support::{Agent, PATIENCE, Part, Relay, lacks, locked};
 
 /// The upstream sends the next byte only when the visitor has said that it has the one before.
 #[test]
 fn each_byte_of_a_response_arrives_before_the_next_is_sent() {
+    if lacks(Part::ComingResponse) {
+        return;
+    }
     for (head, framed) in [
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", true),
         ("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n", false),
@@ -56,6 +59,9 @@ fn each_byte_of_a_response_arrives_before_the_next_is_sent() {
 /// The visitor sends the next byte only when the upstream has said that it has the one before.
 #[test]
 fn each_byte_of_a_request_arrives_before_the_next_is_sent() {
+    if lacks(Part::ComingRequest) {
+        return;
+    }
     for framed in [true, false] {
         let (confirm, confirmed) = mpsc::channel();
         let confirm = Mutex::new(confirm);
@@ -86,6 +92,9 @@ fn each_byte_of_a_request_arrives_before_the_next_is_sent() {
 
 #[test]
 fn an_answer_before_the_end_of_its_request_is_heard_at_once() {
+    if lacks(Part::ComingRequest) {
+        return;
+    }
     let upstream = Upstream::start(|asked| {
         asked.wire.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 9\r\nConnection: close\r\n\r\ntoo large");
         // What still comes is read, so that the answer is not lost to a reset.
@@ -109,6 +118,9 @@ fn an_answer_before_the_end_of_its_request_is_heard_at_once() {
 
 #[test]
 fn a_request_may_go_on_while_its_answer_does() {
+    if lacks(Part::ComingRequest) {
+        return;
+    }
     // A conversation within one exchange: each line is answered before the next is sent.
     let upstream = Upstream::start(|asked| {
         asked.wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
@@ -141,6 +153,9 @@ fn a_request_may_go_on_while_its_answer_does() {
 
 #[test]
 fn a_visitor_who_waits_for_a_100_gets_the_upstreams_own() {
+    if lacks(Part::ComingRequest) {
+        return;
+    }
     let order = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&order);
     let upstream = Upstream::start(move |asked| {
@@ -164,6 +179,9 @@ fn a_visitor_who_waits_for_a_100_gets_the_upstreams_own() {
 
 #[test]
 fn early_hints_arrive_before_the_answer_is_made() {
+    if lacks(Part::Interim) {
+        return;
+    }
     let (go, wait) = mpsc::channel();
     let wait = Mutex::new(wait);
     let upstream = Upstream::start(move |asked| {

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::support::link::link;
 use crate::support::upstream::{After, Upstream};
 use crate::support::wire::{Wire, chunk, get, ok};
-use crate::support::{Agent, PATIENCE, Relay, eventually, locked};
+use crate::support::{Agent, Dialect, PATIENCE, Part, Relay, carries, dialect, eventually, lacks, locked};
 
 /// An upstream that sends one more piece of `/stream` for each message, and ends it when the sender is dropped; any other
 /// request is answered at once.
@@ -36,13 +36,44 @@ fn stepwise() -> (Upstream, Sender<()>) {
     (upstream, step)
 }
 
-/// A visitor whose answer has begun.
-fn in_the_middle(relay: &Relay) -> Wire {
+/// A visitor whose answer has begun; where it can be seen, the visitor has seen it.
+fn in_the_middle(relay: &Relay, upstream: &Upstream) -> Wire {
+    let before = upstream.requests().len();
     let mut visitor = relay.visitor();
     visitor.send(get("demo", "/stream"));
-    assert_eq!(visitor.response_head("GET").unwrap().0.status(), 200);
-    assert_eq!(visitor.body(5), b"piece");
+    if carries(Part::ComingResponse) {
+        assert_eq!(visitor.response_head("GET").unwrap().0.status(), 200);
+        assert_eq!(visitor.body(5), b"piece");
+    } else {
+        eventually("the upstream to be asked", || (upstream.requests().len() > before).then_some(()));
+    }
     visitor
+}
+
+/// The rest of its answer: ten more pieces, and the end.
+fn finish(mut busy: Wire, step: Sender<()>) -> Wire {
+    for _ in 0..10 {
+        step.send(()).unwrap();
+        if carries(Part::ComingResponse) {
+            assert_eq!(busy.body(5), b"piece");
+        }
+    }
+    drop(step);
+    if carries(Part::ComingResponse) {
+        busy.rest(&mut Vec::new()).unwrap();
+    } else {
+        assert_eq!(busy.response("GET").text(), "piece".repeat(11));
+    }
+    busy
+}
+
+/// An answer that does not end well.
+fn expect_cut_off(mut busy: Wire) {
+    if carries(Part::ComingResponse) {
+        busy.rest(&mut Vec::new()).expect_err("a clean end");
+    } else if let Ok(answer) = busy.try_response("GET") {
+        assert!(answer.status() >= 500, "{}", answer.text());
+    }
 }
 
 /// Whether a port takes no connections.
@@ -88,6 +119,10 @@ fn visitors_that_left_while_they_waited_leave_nothing_behind() {
 
 #[test]
 fn a_visitor_that_leaves_in_the_middle_takes_its_exchange_along() {
+    // COMET has no word for an answer that is not wanted any more: that is said when it comes.
+    if lacks(Part::ComingResponse) {
+        return;
+    }
     let (upstream, step) = stepwise();
     let relay = Relay::start(&["--timeout", "half-close=100ms"]);
     let agent = Agent::start(&relay, "demo", &upstream.address(), &["--timeout", "half-close=100ms"]);
@@ -95,7 +130,7 @@ fn a_visitor_that_leaves_in_the_middle_takes_its_exchange_along() {
     assert_eq!(visitor.get("demo", "/").text(), "fine");
     let files = [relay.program.open_files(), agent.program.open_files()];
     for round in 1..=5 {
-        drop(in_the_middle(&relay));
+        drop(in_the_middle(&relay, &upstream));
         relay.log().wait_for_count(round, " visitor-gone");
         agent.log().wait_for_count(round, " demo GET /stream 200 ");
         // The upstream finds that nobody listens.
@@ -124,10 +159,17 @@ fn a_visitor_that_leaves_in_the_middle_of_its_request_is_not_taken_at_its_word()
     });
     let relay = Relay::start(&[]);
     let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
-    for part in ["Content-Length: 10\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"] {
+    let parts = ["Content-Length: 10\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"];
+    for (round, part) in (1..).zip(parts) {
         let mut visitor = relay.visitor();
         visitor.send(format!("POST / HTTP/1.1\r\nHost: demo.localhost\r\n{part}"));
         drop(visitor);
+        if !carries(Part::ComingRequest) {
+            // It does not even hear of it.
+            relay.log().wait_for_count(round, " demo POST / ");
+            assert!(upstream.requests().is_empty());
+            continue;
+        }
         let (whole, body) = told.recv_timeout(PATIENCE).unwrap();
         assert!(!whole, "the upstream took `{}` for the whole body", body.escape_ascii());
     }
@@ -139,7 +181,7 @@ fn a_relay_that_is_asked_to_stop_finishes_what_it_has_begun() {
         let (upstream, step) = stepwise();
         let mut relay = Relay::start(&[]);
         let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
-        let mut busy = in_the_middle(&relay);
+        let busy = in_the_middle(&relay, &upstream);
         let mut idle = relay.visitor();
         assert_eq!(idle.get("demo", "/").text(), "fine");
         let mut fresh = relay.visitor();
@@ -147,17 +189,16 @@ fn a_relay_that_is_asked_to_stop_finishes_what_it_has_begun() {
         relay.program.signal(signal);
         relay.log().wait_for("stopping: 1 request ");
         idle.expect_end();
-        fresh.expect_end();
-        eventually("the port to be closed", || is_closed(relay.port).then_some(()));
+        if dialect() == Dialect::Flip {
+            fresh.expect_end();
+            eventually("the port to be closed", || is_closed(relay.port).then_some(()));
+        } else {
+            // An agent's answer may come on a connection that has not said anything yet, or is not there; and visitors are told.
+            assert_eq!(fresh.get("demo", "/").code(), "stopping");
+        }
         assert!(relay.program.is_running());
 
-        for _ in 0..10 {
-            step.send(()).unwrap();
-            assert_eq!(busy.body(5), b"piece");
-        }
-        drop(step);
-        busy.rest(&mut Vec::new()).unwrap();
-        busy.expect_end();
+        finish(busy, step).expect_end();
         assert_eq!(relay.program.exit_code(), 0);
     }
 }
@@ -167,21 +208,19 @@ fn an_agent_that_is_asked_to_stop_finishes_what_it_has_begun() {
     let (upstream, step) = stepwise();
     let relay = Relay::start(&["--timeout", "link=300ms"]);
     let mut agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
-    let mut busy = in_the_middle(&relay);
+    let busy = in_the_middle(&relay, &upstream);
     assert_eq!(relay.get("demo", "/").text(), "fine");
 
     agent.program.terminate();
     agent.log().wait_for("stopping: 1 request ");
-    // Its other links are gone: nobody new comes to it, though one may meet the end of a link.
+    // Its other links are gone: nobody new comes to it, though one may meet the end of a link, or the last moment of a poll.
     let answer = relay.get("demo", "/");
-    assert!(matches!((answer.status(), answer.code().as_str()), (503, "no-link" | "links-busy") | (502, "link-lost")));
-    assert!(agent.program.is_running());
-    for _ in 0..10 {
-        step.send(()).unwrap();
-        assert_eq!(busy.body(5), b"piece");
+    if answer.status() != 200 || dialect() == Dialect::Flip {
+        let told = (answer.status(), answer.code());
+        assert!(matches!((told.0, told.1.as_str()), (503, "no-link" | "links-busy") | (502, "link-lost")), "{told:?}");
     }
-    drop(step);
-    busy.rest(&mut Vec::new()).unwrap();
+    assert!(agent.program.is_running());
+    let mut busy = finish(busy, step);
     assert_eq!(agent.program.exit_code(), 0);
     // The visitor's connection is none of the agent's.
     assert_eq!(busy.get("demo", "/").code(), "no-link");
@@ -192,7 +231,7 @@ fn requests_go_to_another_agent_while_one_stops() {
     let (upstream, step) = stepwise();
     let relay = Relay::start(&[]);
     let mut first = Agent::start(&relay, "demo", &upstream.address(), &[]);
-    let mut busy = in_the_middle(&relay);
+    let busy = in_the_middle(&relay, &upstream);
     let second = Upstream::saying("second");
     let _second = Agent::start(&relay, "demo", &second.address(), &[]);
     first.program.terminate();
@@ -201,8 +240,7 @@ fn requests_go_to_another_agent_while_one_stops() {
         let answer = relay.get("demo", "/");
         assert!(answer.status() == 200, "{}", answer.text());
     }
-    drop(step);
-    busy.rest(&mut Vec::new()).unwrap();
+    finish(busy, step);
     assert_eq!(first.program.exit_code(), 0);
     assert_eq!(relay.get("demo", "/").text(), "second");
 }
@@ -213,20 +251,23 @@ fn a_second_signal_ends_at_once() {
         let (upstream, _step) = stepwise();
         let mut relay = Relay::start(&[]);
         let mut agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
-        let mut busy = in_the_middle(&relay);
+        let busy = in_the_middle(&relay, &upstream);
         agent.program.signal(signals[0]);
         agent.log().wait_for("stopping");
         agent.program.signal(signals[1]);
         assert_eq!(agent.program.exit_code(), 130);
-        busy.rest(&mut Vec::new()).expect_err("a clean end");
+        if carries(Part::ComingResponse) {
+            // Else there is nothing yet that could break: only time tells the relay that no answer will come.
+            expect_cut_off(busy);
+        }
 
         let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
-        let mut busy = in_the_middle(&relay);
+        let busy = in_the_middle(&relay, &upstream);
         relay.program.signal(signals[0]);
         relay.log().wait_for("stopping");
         relay.program.signal(signals[1]);
         assert_eq!(relay.program.exit_code(), 130);
-        busy.rest(&mut Vec::new()).expect_err("a clean end");
+        expect_cut_off(busy);
     }
 }
 
@@ -235,11 +276,11 @@ fn what_does_not_end_in_time_is_cut_off() {
     let (upstream, _step) = stepwise();
     let mut relay = Relay::start(&["--timeout", "drain=300ms"]);
     let mut agent = Agent::start(&relay, "demo", &upstream.address(), &["--timeout", "drain=300ms"]);
-    let mut busy = in_the_middle(&relay);
+    let busy = in_the_middle(&relay, &upstream);
     relay.program.terminate();
     relay.log().wait_for("did not end in time");
     assert_eq!(relay.program.exit_code(), 0);
-    busy.rest(&mut Vec::new()).expect_err("a clean end");
+    expect_cut_off(busy);
     agent.program.terminate();
     assert_eq!(agent.program.exit_code(), 0);
 }

@@ -6,8 +6,8 @@ use std::thread;
 
 use crate::support::random::{Hash, Random, hash};
 use crate::support::upstream::{After, Asked, Upstream};
-use crate::support::wire::{Wire, chunk};
-use crate::support::{Agent, Relay};
+use crate::support::wire::{Framing, Wire, chunk};
+use crate::support::{Agent, Part, Relay, carries, lacks};
 
 const VISITORS: usize = 1000;
 
@@ -117,7 +117,8 @@ fn a_thousand_visitors(flags: &[&str]) {
     eprintln!("PTTH_TEST_SEED={seed}");
     let mut random = Random::seeded(seed);
     let upstreams = [Upstream::start(answer_as_asked), Upstream::start(answer_as_asked)];
-    let relay = Relay::start(&[&["--timeout", "link=60s"], flags].concat());
+    // All of it may have to wait as messages.
+    let relay = Relay::start(&[&["--timeout", "link=60s", "--limit", "queue=1000000000"], flags].concat());
     let limits: &[&str] = if flags.contains(&"--limit") { flags } else { &[] };
     let agents = upstreams.each_ref().map(|upstream| Agent::start(&relay, "demo", &upstream.address(), limits));
 
@@ -145,8 +146,11 @@ fn a_thousand_visitors(flags: &[&str]) {
     }
 }
 
-/// A quarter of a gigabyte.
-const LARGE: u64 = 256 * 1024 * 1024;
+/// How large a body may be that goes in this direction: a quarter of a gigabyte is as much as we have time for.
+fn large(direction: Part) -> u64 {
+    if carries(direction) { 256 << 20 } else { 1 << 20 }
+}
+
 /// What a program may have in memory at most.
 const MEMORY: u64 = 20 * 1024 * 1024;
 
@@ -173,14 +177,15 @@ fn large_bodies_go_both_ways_at_once_in_little_memory() {
     let relay = Relay::start(&[]);
     let agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
 
+    let large = large(Part::ComingRequest);
     let mut visitor = relay.visitor();
     let mut out = visitor.writer();
     let writer = thread::spawn(move || {
         let block = Random::seeded(7).bytes(1 << 20);
         let mut sent = Hash::default();
-        let head = format!("POST / HTTP/1.1\r\nHost: demo.localhost\r\nContent-Length: {LARGE}\r\n\r\n");
+        let head = format!("POST / HTTP/1.1\r\nHost: demo.localhost\r\nContent-Length: {large}\r\n\r\n");
         out.write_all(head.as_bytes()).unwrap();
-        for _ in 0..LARGE / block.len() as u64 {
+        for _ in 0..large / block.len() as u64 {
             out.write_all(&block).unwrap();
             sent.add(&block);
         }
@@ -196,7 +201,7 @@ fn large_bodies_go_both_ways_at_once_in_little_memory() {
         })
         .unwrap()
     {}
-    assert_eq!(length, LARGE);
+    assert_eq!(length, large);
     assert_eq!(heard.value(), writer.join().unwrap());
     for program in [&relay.program, &agent.program] {
         let peak = program.peak_memory();
@@ -205,7 +210,43 @@ fn large_bodies_go_both_ways_at_once_in_little_memory() {
 }
 
 #[test]
+fn a_large_answer_comes_in_little_memory() {
+    let large = large(Part::ComingResponse);
+    let upstream = Upstream::start(move |asked| {
+        let block = Random::seeded(7).bytes(1 << 20);
+        let mut sent = asked.wire.try_send(format!("HTTP/1.1 200 OK\r\nContent-Length: {large}\r\n\r\n"));
+        for _ in 0..large / block.len() as u64 {
+            sent = sent.and_then(|()| asked.wire.try_send(&block));
+        }
+        After::Keep
+    });
+    let relay = Relay::start(&[]);
+    let agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    let mut visitor = relay.visitor();
+    visitor.send("GET / HTTP/1.1\r\nHost: demo.localhost\r\n\r\n");
+    assert_eq!(visitor.response_head("GET").unwrap().1, Framing::Length(large));
+    let (mut heard, mut length) = (Hash::default(), 0);
+    while visitor
+        .body_piece(usize::MAX, |piece| {
+            heard.add(piece);
+            length += piece.len() as u64;
+        })
+        .unwrap()
+    {}
+    let (mut expected, block) = (Hash::default(), Random::seeded(7).bytes(1 << 20));
+    (0..large / block.len() as u64).for_each(|_| expected.add(&block));
+    assert_eq!((length, heard.value()), (large, expected.value()));
+    for program in [&relay.program, &agent.program] {
+        let peak = program.peak_memory();
+        assert!(peak < MEMORY, "{peak} bytes");
+    }
+}
+
+#[test]
 fn a_visitor_who_does_not_read_costs_little_memory_and_nobody_else_anything() {
+    if lacks(Part::ComingResponse) {
+        return;
+    }
     // Without end.
     let upstream = Upstream::start(|asked| {
         if asked.head.target() == "/small" {

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::support::upstream::Upstream;
 use crate::support::wire::{get, post};
-use crate::support::{Agent, Program, Relay, TempPath, agent_command, eventually, free_port};
+use crate::support::{Agent, Program, Relay, TempPath, agent_command, dialect, eventually, free_port};
 
 /// A line of the access log in its columns: time, number, visitor, tunnel, method, target, status, bytes in, bytes out,
 /// milliseconds, code.
@@ -116,7 +116,7 @@ fn json_is_one_event_a_line() {
 
     let mut relay = Relay::start_on(port, &[]);
     let up = event("up", 1);
-    assert_eq!(up["url"], format!("http://demo.localhost:{port}/"));
+    assert_eq!(up["url"], dialect().public_url(port, "demo"));
     assert_eq!((&up["name"], &up["upstream"]), (&"demo".into(), &upstream.address().into()));
     assert_eq!(relay.visitor().send(get("demo", "/")).response("GET").text(), "fine");
 

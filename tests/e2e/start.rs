@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread;
 
 use crate::support::wire::Wire;
-use crate::support::{Agent, Program, Relay, TempPath, agent_command, free_port, relay_command};
+use crate::support::{Agent, Program, Relay, Dialect, TempPath, agent_command, dialect, free_port, relay_command};
 
 /// Runs a program that ends by itself: its exit code, and what it said on stderr.
 fn ended(command: &mut Command) -> (i32, String) {
@@ -41,10 +41,15 @@ fn once_ends_with_3_when_the_relay_is_not_reached() {
 
 #[test]
 fn once_ends_with_4_when_the_relay_refuses() {
+    let polls = dialect() != Dialect::Flip;
     for (answer, said) in [
-        ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "answered 404 instead of 101"),
+        ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", if polls { "404" } else { "404 instead of 101" }),
         ("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno", "--token-file"),
-        ("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>", "answered 200 instead of 101"),
+        ("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "answered 503"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>",
+            if polls { "sent no message" } else { "200 instead of 101" },
+        ),
         ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", "switched-elsewhere"),
         ("", "closed the connection instead of an answer"),
         ("SSH-2.0-OpenSSH_9.2\r\n\r\n", "bad-start-line"),
@@ -148,9 +153,9 @@ fn the_environment_stands_in_for_flags() {
     let relay = Relay::start(&[]);
     let mut command = Command::new("env");
     let program = env!("CARGO_BIN_EXE_ptth-reverse");
-    command.args([&format!("PTTH_VIA={}", relay.url()), "PTTH_NAME=env", program, "hello"]);
+    command.args([&format!("PTTH_VIA={}", relay.url()), "PTTH_NAME=env", program, "hello"]).args(dialect().flags());
     let agent = Agent::run(&mut command);
-    assert_eq!(agent.url, format!("http://env.localhost:{}/", relay.port));
+    assert_eq!(agent.url, dialect().public_url(relay.port, "env"));
     assert_eq!(relay.get("env", "/").status(), 200);
 }
 
@@ -166,7 +171,11 @@ fn a_credential_goes_to_the_relay_and_into_no_log() {
         Program::start(&mut agent_command(&["8080", "--via", &url, "--token-file", token.text(), "--once", "-vv"]));
     let mut wire = Wire::new(listener.accept().unwrap().0);
     let (offer, _) = wire.request_head().unwrap().unwrap();
-    assert_eq!(offer.get("Authorization"), Some("Bearer s3cret-of-mine"));
+    let (field, value) = match dialect() {
+        Dialect::Flip | Dialect::Comet => ("Authorization", "Bearer s3cret-of-mine"),
+        Dialect::Ptth => ("X-ApiKey", "s3cret-of-mine"),
+    };
+    assert_eq!(offer.get(field), Some(value));
     wire.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n");
     assert_eq!(agent.exit_code(), 4);
     let log = agent.log.all().join("\n");

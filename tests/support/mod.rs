@@ -212,11 +212,98 @@ pub(crate) fn relay_command(args: &[&str]) -> Command {
     command
 }
 
-/// A command for the agent.
+/// A command for the agent, which reaches its relay as the tests of this program have it.
 pub(crate) fn agent_command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ptth-reverse"));
-    command.args(args);
+    command.args(dialect().flags()).args(args);
     command
+}
+
+/// How agents reach their relay. The end-to-end tests are there once, and run once over each of these: which one it is depends
+/// on the program that they were built into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// By connections that are turned. The agents are left to find that out.
+    Flip,
+    /// By polls, with messages of COMET: whole both ways.
+    Comet,
+    /// By polls, with messages of the `ptth` dialect: whole on the way to the agent, streams on the way back.
+    Ptth,
+}
+
+/// That of the tests of this program.
+pub(crate) fn dialect() -> Dialect {
+    match env!("CARGO_CRATE_NAME") {
+        "over_comet" => Dialect::Comet,
+        "over_ptth" => Dialect::Ptth,
+        _ => Dialect::Flip,
+    }
+}
+
+impl Dialect {
+    /// The agent's flags for it.
+    pub(crate) fn flags(self) -> &'static [&'static str] {
+        match self {
+            Dialect::Flip => &[],
+            Dialect::Comet => &["--dialect", "comet"],
+            Dialect::Ptth => &["--dialect", "ptth-relay"],
+        }
+    }
+
+    /// Where an agent says that its tunnel is found.
+    pub(crate) fn public_url(self, port: u16, name: &str) -> String {
+        match (self, name) {
+            (Dialect::Ptth, _) => format!("http://127.0.0.1:{port}/frontend/servers/{name}/"),
+            (_, "default") => format!("http://localhost:{port}/"),
+            _ => format!("http://{name}.localhost:{port}/"),
+        }
+    }
+}
+
+/// What not every dialect carries. A test that is about one of these has to be left out there ([`lacks`]), and one that only
+/// uses it looks at less ([`carries`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// A request's body while it comes; and with it, its end that never comes, its trailers, an answer before that end, and a
+    /// word of the upstream's on whether it wants the body at all.
+    ComingRequest,
+    /// A response's body while it comes, its end that never comes, and its trailers.
+    ComingResponse,
+    /// Responses in front of the response (103).
+    Interim,
+}
+
+/// Whether the dialect of this program's tests has this.
+pub(crate) fn carries(part: Part) -> bool {
+    match (dialect(), part) {
+        (Dialect::Flip, _) | (Dialect::Ptth, Part::ComingResponse) => true,
+        (Dialect::Comet | Dialect::Ptth, _) => false,
+    }
+}
+
+/// Whether it doesn't, so that there is nothing to be tested.
+pub(crate) fn lacks(part: Part) -> bool {
+    let lacks = !carries(part);
+    if lacks {
+        eprintln!("not tested: messages of {:?} have no {part:?}", dialect());
+    }
+    lacks
+}
+
+/// What a visitor gets of an answer of status 200 that broke off at the upstream behind this much of its body: a part of that,
+/// and no clean end. Where answers are whole, this one is none, and the visitor is told so. Gives the status and the code.
+pub(crate) fn expect_broken(visitor: &mut Wire, part: &[u8]) -> (u16, &'static str) {
+    if !carries(Part::ComingResponse) {
+        let answer = visitor.response("GET");
+        assert_eq!((answer.status(), answer.code().as_str()), (502, "upstream-lost"));
+        return (502, "upstream-lost");
+    }
+    assert_eq!(visitor.response_head("GET").unwrap().0.status(), 200);
+    let mut body = Vec::new();
+    visitor.rest(&mut body).expect_err("a body that broke off has a clean end");
+    // Whatever of it was there may have arrived, and nothing else.
+    assert!(part.starts_with(&body), "{}", body.escape_ascii());
+    (200, "link-lost")
 }
 
 /// A relay that listens.

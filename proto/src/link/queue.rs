@@ -92,7 +92,8 @@ pub enum Due<P, M> {
     NoAnswer(M),
 }
 
-/// The polls and the messages of one tunnel. Either waits for the other, the first of each for the first of the other.
+/// The polls and the messages of one tunnel. Either waits for the other, the first of each for the first of the other: of the
+/// polls the one that is held shortest from now on, which is the oldest where all are held equally long.
 #[derive(Debug)]
 pub struct Queue<P, M> {
     polls: VecDeque<(P, Instant)>,
@@ -108,10 +109,12 @@ impl<P, M> Default for Queue<P, M> {
 impl<P: Copy + PartialEq, M: Copy + PartialEq> Queue<P, M> {
     /// A poll is held, for so long at most.
     pub fn poll(&mut self, now: Instant, poll: P, hold: Duration) {
-        self.polls.push_back((poll, now + hold));
+        let due = now + hold;
+        let behind = self.polls.partition_point(|(_, until)| *until <= due);
+        self.polls.insert(behind, (poll, due));
     }
 
-    /// The poll that is held longest, which is held no more.
+    /// The first poll, which is held no more.
     pub fn take_poll(&mut self) -> Option<P> {
         self.polls.pop_front().map(|(poll, _)| poll)
     }
@@ -128,9 +131,11 @@ impl<P: Copy + PartialEq, M: Copy + PartialEq> Queue<P, M> {
         self.ready.push_back((message, now + patience));
     }
 
-    /// A message that nobody can have had waits again, in front of all others.
+    /// A message that nobody can have had waits again, in front of all others, and no longer than they do.
     pub fn push_again(&mut self, now: Instant, message: M, patience: Duration) {
-        self.ready.push_front((message, now + patience));
+        let until = now + patience;
+        let until = self.ready.front().map_or(until, |(_, first)| until.min(*first));
+        self.ready.push_front((message, until));
     }
 
     /// Nobody wants the message any more. False when it was not waiting.
@@ -164,8 +169,7 @@ impl<P: Copy + PartialEq, M: Copy + PartialEq> Queue<P, M> {
         self.ready.len()
     }
 
-    /// When the first of them has waited long enough. A message that waits again may have come in front of an older one: it is
-    /// due with that one at the latest.
+    /// When the first of them has waited long enough.
     pub fn deadline(&self) -> Option<Instant> {
         let poll = self.polls.front().map(|(_, until)| *until);
         let message = self.ready.front().map(|(_, until)| *until);
@@ -244,6 +248,7 @@ impl<M: Copy, W: PartialEq> Outstanding<M, W> {
 
     /// The message comes back, unanswered: it can't have arrived, or nobody waits for its answer any more.
     pub fn take_back(&mut self, id: Id) -> Option<M> {
+        self.find(id)?;
         self.sent.remove(&id.number()).map(|sent| sent.message)
     }
 
