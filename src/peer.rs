@@ -375,7 +375,7 @@ impl Peer {
             return Some((since + deadlines.connect, Wait::Connect));
         }
         if let Twin::Near(_) = self.twin {
-            return None;
+            return self.wait;
         }
         let write = (!self.output.is_empty()).then(|| (self.took + deadlines.write, Wait::Write));
         let conn = self.conn.deadline(deadlines).filter(|(_, wait)| match wait {

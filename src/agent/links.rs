@@ -129,6 +129,11 @@ impl Links {
         }
     }
 
+    /// Whether as many are idle as are to be.
+    pub fn has_spare(&self) -> bool {
+        self.idle >= self.size.spare
+    }
+
     /// Links that were turned and live.
     pub fn standing(&self) -> usize {
         self.idle + self.busy

@@ -542,6 +542,12 @@ impl Side for Agent {
         if matches!(link, polls::FAR | polls::ANSWER) || !connecting && self.polls.is_line(link) {
             return self.lost_polling(core, token, link, loss);
         }
+        if self.way == Way::Comet && !self.polls.is_line(link) {
+            // It was only to see whether the upgrade can be had by now.
+            peer.key = crate::peer::NO_KEY;
+            core.drop_peer(token);
+            return self.links.remove(link);
+        }
         // The peer goes, and the link's place lives on for the next address.
         peer.key = crate::peer::NO_KEY;
         core.drop_peer(token);
@@ -689,7 +695,15 @@ impl Side for Agent {
         }
     }
 
-    fn stop(&mut self, core: &mut Core) {
+    fn keeps_its_door_open(&self) -> bool {
+        false
+    }
+
+    fn is_out(&self, _: &mut Core, _: Token) -> bool {
+        true
+    }
+
+    fn stop(&mut self, core: &mut Core, _: &mut Vec<Order>) {
         self.links.stop();
         if let Some(relay) = &self.companion {
             relay.send(Message::Stop);
@@ -711,12 +725,7 @@ impl Side for Agent {
 
 /// Whether an offer was answered as polls are.
 fn is_like_a_poll(head: &Head) -> bool {
-    let kind = head.fields.first(Name::ContentType).unwrap_or_default();
-    let json = kind
-        .split(|b| *b == b';')
-        .next()
-        .is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"application/json"));
-    matches!(head.status(), 200..300) && (json || head.fields.has(Name::PtthAccept))
+    matches!(head.status(), 200..300) && (head.fields.is_json() || head.fields.has(Name::PtthAccept))
 }
 
 /// What a relay's answer tells its user: to an offer, any but a 101.

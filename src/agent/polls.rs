@@ -71,8 +71,10 @@ enum Doing {
     Polling(Came),
     /// What it brought is being answered.
     Serving,
-    /// It waits before it polls again.
-    Resting,
+    /// It waits until then before it polls again.
+    Resting(Instant),
+    /// It polls again as soon as one of the requests that are being answered is over: there are as many as there may be.
+    Full,
 }
 
 /// What has come of an answer to a poll.
@@ -99,8 +101,12 @@ struct Line {
     again: bool,
     /// Its first poll, which is not to be held: it asks whether the relay will have us.
     first: bool,
+    /// It was to be turned, and its offer was answered like a poll.
+    offered: bool,
     /// No other poll follows.
     last: bool,
+    /// Its last polls that came back at once with nothing.
+    unheld: u32,
     /// Our side of its connection ends as soon as the poll is sent.
     leaving: bool,
     since: Instant,
@@ -112,12 +118,14 @@ impl Line {
         Line {
             conn: None,
             address,
-            doing: Doing::Resting,
+            doing: Doing::Resting(now),
             far: None,
             reply: None,
             again: false,
             first: true,
+            offered: false,
             last: false,
+            unheld: 0,
             leaving: false,
             since: now,
         }
@@ -132,11 +140,14 @@ struct Job {
     line: Option<usize>,
     near: Token,
     style: Style,
+    form: Form,
     /// The response's head, once it is there.
     head: Option<Head>,
     body: Vec<u8>,
     /// Where the answer goes.
     to: Option<Token>,
+    /// How much had been written there before it.
+    before: u64,
 }
 
 /// Why an answer of the `ptth` dialect can't go out.
@@ -220,7 +231,8 @@ impl Agent {
     ) {
         let came = Came { status: head.status(), body: Vec::new(), ours: head.fields.has(Name::PtthAccept) };
         self.heed(head);
-        let line = Line { conn: Some(token), doing: Doing::Polling(came), ..Line::new(address, core.now) };
+        let doing = Doing::Polling(came);
+        let line = Line { conn: Some(token), doing, offered: true, ..Line::new(address, core.now) };
         self.polls.lines.insert(link, line);
         self.polls.address = Some(address);
     }
@@ -304,7 +316,7 @@ impl Agent {
             }
         };
         let sent = sent.and_then(|()| peer.conn.send_end(now, None, out));
-        if line.first && !self.announced {
+        if !self.announced {
             // A relay that knows nothing of our wish holds the poll: that it does is an answer too.
             core.set_timer(std::time::Duration::from_micros(HELD), STANDS);
         }
@@ -417,11 +429,17 @@ impl Agent {
     /// The answer to a line's poll is whole.
     fn answered(&mut self, core: &mut Core, link: usize) {
         let Some(line) = self.polls.lines.get_mut(&link) else { return };
-        let Doing::Polling(came) = std::mem::replace(&mut line.doing, Doing::Resting) else { return };
+        let Doing::Polling(came) = std::mem::replace(&mut line.doing, Doing::Resting(core.now)) else { return };
         let held = core.now.since(line.since).as_micros() as u64 >= HELD;
         let first = std::mem::replace(&mut line.first, false);
+        let offered = std::mem::replace(&mut line.offered, false);
         let reply = line.reply.take();
         let again = std::mem::replace(&mut line.again, false);
+        // Anybody may answer 200 to whatever is posted: who holds a poll, or knows our word, is a relay.
+        let proven = came.ours || held || reply.is_some();
+        if proven {
+            line.unheld = 0;
+        }
         match came.status {
             200..300 => {}
             // It had arrived.
@@ -442,7 +460,12 @@ impl Agent {
         }
         if self.way == Way::Packed {
             return match packed::read_asks(&came.body) {
-                _ if came.status == 204 => self.next_poll(core, link, first || held),
+                _ if came.status == 204 => {
+                    if proven {
+                        self.stands(core, link);
+                    }
+                    self.next_poll(core, link, first || held);
+                }
                 Ok(asks) => {
                     self.stands(core, link);
                     for ask in asks {
@@ -457,16 +480,12 @@ impl Agent {
             };
         }
         let (message, notation) = match comet::read(&came.body) {
-            Ok((Message::Nothing, _)) if self.way == Way::Flip && !came.ours && came.body.is_empty() => {
-                // Anybody may answer 200 to whatever is posted.
-                let reason = format!("the relay {} {}", self.via.url, refusal(came.status, true));
-                return self.line_refused(core, link, Ended::Refused, &reason);
+            // Anybody may answer 200 to whatever is posted.
+            Ok((Message::Nothing, _)) if offered && !came.ours && came.body.is_empty() => {
+                return self.offer_refused(core, link, came.status);
             }
             Ok((message @ (Message::Nothing | Message::Ask(_)), notation)) => (message, notation),
-            Ok((Message::Reply(_), _)) | Err(_) if self.way == Way::Flip => {
-                let reason = format!("the relay {} {}", self.via.url, refusal(came.status, true));
-                return self.line_refused(core, link, Ended::Refused, &reason);
-            }
+            Ok((Message::Reply(_), _)) | Err(_) if offered => return self.offer_refused(core, link, came.status),
             Ok((Message::Reply(_), _)) => {
                 let reason = format!("the relay {} sent an answer where requests come", self.via.url);
                 return self.line_refused(core, link, Ended::Refused, &reason);
@@ -476,10 +495,15 @@ impl Agent {
                 return self.line_refused(core, link, Ended::Refused, &reason);
             }
         };
-        if self.way == Way::Flip {
+        if offered && self.way == Way::Flip {
             self.falls_back(core, came.ours);
+        } else if offered && self.links.has_spare() {
+            // It was only to see whether the upgrade can be had by now.
+            self.last_poll(link);
         }
-        self.stands(core, link);
+        if proven || matches!(message, Message::Ask(_)) {
+            self.stands(core, link);
+        }
         if let Some(notation) = notation {
             self.polls.notation = notation;
         }
@@ -498,19 +522,20 @@ impl Agent {
     /// A line's poll is over. It polls again, unless it is not needed any more, or was not held.
     fn next_poll(&mut self, core: &mut Core, link: usize, at_once: bool) {
         let most = self.size.most;
-        self.stands(core, link);
         self.fill(core);
         let Some(line) = self.polls.lines.get_mut(&link) else { return };
         if line.last || self.way == Way::Flip || self.links.is_stopping() || self.links.may_go(link) {
             return self.end_line(core, link);
         }
         if self.polls.jobs.len() >= most && self.way == Way::Packed {
-            // Polled again as soon as one of them is answered.
-            line.doing = Doing::Resting;
+            line.doing = Doing::Full;
         } else if at_once {
             self.poll_or_lose(core, link);
         } else {
-            let pause = core.config.deadlines.backoff;
+            let deadlines = &core.config.deadlines;
+            let pause = deadlines.backoff.saturating_mul(1 << line.unheld.min(16)).min(deadlines.backoff_max);
+            line.unheld += 1;
+            line.doing = Doing::Resting(core.now + pause);
             log::debug!("the relay does not hold polls: the next one waits {} s", pause.as_secs_f32());
             core.set_timer(pause, RESUME);
         }
@@ -518,7 +543,8 @@ impl Agent {
 
     /// Lines that rested poll again.
     pub(super) fn resume_lines(&mut self, core: &mut Core) {
-        let resting = |line: &Line| matches!(line.doing, Doing::Resting);
+        let now = core.now;
+        let resting = |line: &Line| matches!(line.doing, Doing::Resting(until) if until <= now);
         let lines: Vec<usize> =
             self.polls.lines.iter().filter(|(_, line)| resting(line)).map(|(link, _)| *link).collect();
         for link in lines {
@@ -572,9 +598,14 @@ impl Agent {
         let now = core.now;
         let (near, far) = self.pipe_for(core, line);
         let Ask { id, method, target, fields, body } = ask;
-        let job = Job { id, line, near, style, head: None, body: Vec::new(), to: None };
+        let job =
+            Job { id, line, near, style, form: self.polls.form, head: None, body: Vec::new(), to: None, before: 0 };
         self.polls.jobs.insert(far, job);
+        // As long as the relay waits for the answer, and no longer: it may never come, and nobody would tell us that its visitor has
+        // gone.
+        let until = now + core.config.deadlines.link_answer;
         let Some(peer) = core.tell(far) else { return };
+        peer.wait = Some((until, Wait::Answer));
         let length = match &body[..] {
             [] if matches!(&method[..], b"POST" | b"PUT" | b"PATCH") => Body::Length(0),
             [] => Body::None,
@@ -652,9 +683,18 @@ impl Agent {
             match peer.conn.recv(now, peer.input.bytes(), head, config) {
                 Ok((used, Some(Event::Response(framing)))) => {
                     peer.input.consume(used);
+                    let stream = head.fields.first(Name::ContentType).is_some_and(is_event_stream);
                     job.head = Some(std::mem::take(head));
                     if job.line.is_none() {
+                        peer.wait = None;
                         self.begin_answer(core, far, framing);
+                    } else if stream {
+                        let text = format!(
+                            "The answer of the upstream of the agent `{}` is a stream of events, which has no end and can't be \
+                             sent as a message. The relay and the agent can't have a better link just now.",
+                            self.name
+                        );
+                        return self.answer_alone(core, far, &Answer::new(Code::ANSWER_TOO_LARGE, text));
                     }
                 }
                 Ok((used, Some(Event::Data(data)))) => {
@@ -698,6 +738,9 @@ impl Agent {
 
     /// An answer of COMET is whole: it goes with the line's next poll.
     fn answer_is_whole(&mut self, core: &mut Core, far: Token) {
+        if let Some(peer) = core.peer(far) {
+            peer.wait = None;
+        }
         let Some(job) = self.polls.jobs.get(&far) else { return };
         let (Some(head), Some(link)) = (&job.head, job.line) else { return };
         let mut reply = Vec::new();
@@ -733,13 +776,14 @@ impl Agent {
     fn answer_alone(&mut self, core: &mut Core, far: Token, answer: &Answer) {
         let Some(job) = self.polls.jobs.remove(&far) else { return };
         core.drop_peer(far);
-        if job.to.is_some() {
-            // It had begun: all that can be said is that it is not whole.
-            if let Some(to) = job.to {
-                self.polls.answers.remove(&to);
-                forget(core, to);
+        if let Some(to) = job.to {
+            self.polls.answers.remove(&to);
+            let has_begun = core.peer(to).is_some_and(|peer| peer.written > job.before);
+            forget(core, to);
+            if has_begun {
+                // All that can be said is that it is not whole.
+                return self.job_is_over(core);
             }
-            return self.job_is_over(core);
         }
         log::warn!("{} ({})", answer.text, answer.code.name);
         let page = answer.page("ptth-reverse", 0, false);
@@ -767,9 +811,13 @@ impl Agent {
                 }
             }
             None => {
-                if let Ok(to) =
-                    self.open_answer(core, &job.id, answer.code.status, fields, Body::Length(page.len() as u64))
-                {
+                if let Ok(to) = self.open_answer(
+                    core,
+                    (&job.id, job.form),
+                    answer.code.status,
+                    fields,
+                    Body::Length(page.len() as u64),
+                ) {
                     let now = core.now;
                     if let Some(peer) = core.tell(to) {
                         let out = peer.output.vec();
@@ -786,8 +834,13 @@ impl Agent {
 
     /// A request of the `ptth` dialect is over: there is room for another.
     fn job_is_over(&mut self, core: &mut Core) {
-        if self.polls.jobs.len() + 1 == self.size.most {
-            self.resume_lines(core);
+        if self.polls.jobs.len() >= self.size.most {
+            return;
+        }
+        let full = |line: &Line| matches!(line.doing, Doing::Full);
+        let lines: Vec<usize> = self.polls.lines.iter().filter(|(_, line)| full(line)).map(|(link, _)| *link).collect();
+        for link in lines {
+            self.next_poll(core, link, true);
         }
     }
 
@@ -795,7 +848,7 @@ impl Agent {
     fn begin_answer(&mut self, core: &mut Core, far: Token, framing: Framing) {
         let Some(job) = self.polls.jobs.get_mut(&far) else { return };
         let Some(head) = job.head.take() else { return };
-        let id = std::mem::take(&mut job.id);
+        let (id, form) = (std::mem::take(&mut job.id), job.form);
         // Also of a body that comes: the stock relay tells its visitor only what the fields say.
         let length = content_length(&head.fields).ok().flatten();
         let digits = length.map(|length| length.to_string());
@@ -805,13 +858,14 @@ impl Agent {
             Body::None => Body::Length(0),
             body => body,
         };
-        let to = self.open_answer(core, &id, head.status(), fields, body);
+        let to = self.open_answer(core, (&id, form), head.status(), fields, body);
         let Some(job) = self.polls.jobs.get_mut(&far) else { return };
         job.head = Some(head);
         job.id = id;
         match to {
             Ok(to) => {
                 job.to = Some(to);
+                job.before = core.peer(to).map_or(0, |peer| peer.written);
                 self.polls.answers.insert(to, Some(far));
             }
             Err(NotSent::Unreachable) => {
@@ -834,12 +888,11 @@ impl Agent {
     fn open_answer<'a>(
         &mut self,
         core: &mut Core,
-        id: &str,
+        (id, form): (&str, Form),
         status: u16,
         fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
         body: Body,
     ) -> Result<Token, NotSent> {
-        let form = self.polls.form;
         let mut packed = Vec::new();
         let dropped = packed::write_head(&mut packed, form, status, fields);
         if form == Form::Stock {
@@ -911,6 +964,7 @@ impl Agent {
         let Some((from, out, head, config)) = core.between(far, to) else {
             self.polls.jobs.remove(&far);
             core.drop_peer(far);
+            self.job_is_over(core);
             return None;
         };
         if hold(from, out, most, now) {
@@ -1031,6 +1085,15 @@ impl Agent {
     /// A peer that belongs to polling was lost.
     pub(super) fn lost_polling(&mut self, core: &mut Core, token: Token, key: usize, loss: Loss) {
         match key {
+            FAR if self.polls.jobs.contains_key(&token) => {
+                let text = format!(
+                    "The agent `{}` is connected, but its upstream {} had not answered when the relay's patience was over \
+                     (--timeout link-answer). Where answers are sent as messages, they have to be whole by then.",
+                    self.name,
+                    self.upstream.target()
+                );
+                self.answer_alone(core, token, &Answer::new(Code::UPSTREAM_TIMEOUT, text));
+            }
             FAR => core.drop_peer(token),
             ANSWER => self.answer_lost(core, token),
             link => match loss {
@@ -1066,6 +1129,23 @@ impl Agent {
             return self.poll_or_lose(core, link);
         }
         self.line_lost(core, link, ended, reason);
+    }
+
+    /// No other poll of this line follows.
+    fn last_poll(&mut self, link: usize) {
+        if let Some(line) = self.polls.lines.get_mut(&link) {
+            line.last = true;
+        }
+    }
+
+    /// An offer was answered by what is no answer to a poll either.
+    fn offer_refused(&mut self, core: &mut Core, link: usize, status: u16) {
+        let reason = format!("the relay {} {}", self.via.url, refusal(status, true));
+        if self.way == Way::Flip {
+            return self.line_refused(core, link, Ended::Refused, &reason);
+        }
+        log::debug!("still polling: {reason}");
+        self.end_line(core, link);
     }
 
     /// The relay won't have it.
@@ -1147,7 +1227,9 @@ impl Agent {
             }
             FAR => {
                 self.polls.spare.retain(|far| *far != token);
-                self.polls.jobs.remove(&token);
+                if self.polls.jobs.remove(&token).is_some() {
+                    self.job_is_over(core);
+                }
             }
             ANSWER => {
                 self.polls.idle.retain(|idle| *idle != token);
@@ -1164,6 +1246,10 @@ fn forget(core: &mut Core, token: Token) {
         peer.key = NO_KEY;
     }
     core.drop_peer(token);
+}
+
+fn is_event_stream(kind: &[u8]) -> bool {
+    kind.get(..17).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"))
 }
 
 /// The first words of a page, for the log.

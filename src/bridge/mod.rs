@@ -70,6 +70,8 @@ pub enum Order {
     Begin(Token, Framing, Box<Head>),
     /// This request, with this head, was the program's own and gets this answer.
     Respond(Token, Box<Head>, Answer),
+    /// The exchange of the first of these backs, which nobody has heard of, goes to the second.
+    Move(Token, Token),
     /// This back is of no more use, and its exchange gets this answer.
     Fault(Token, Answer),
 }
@@ -104,9 +106,10 @@ pub trait Side {
     fn front_kept(&mut self, core: &mut Core, front: Token);
     /// A request has come in on a front, its head in `core.head`: is it an agent's, and so for the program itself?
     fn claim(&mut self, core: &mut Core, token: Token, framing: Framing, orders: &mut Vec<Order>) -> Claim;
-    /// Whether answers are still on their way that the bridge knows nothing of any more, or to come on connections that are not
-    /// there yet.
+    /// Whether answers are still on their way that the bridge knows nothing of any more.
     fn is_owed(&self) -> bool;
+    /// Whether answers may come on connections that are not there yet.
+    fn keeps_its_door_open(&self) -> bool;
     /// An agent offers its connection as a link. Gives the refusal, or takes it.
     fn offer(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) -> Option<Answer>;
     /// Something is new at a peer that is the side's own.
@@ -130,7 +133,9 @@ pub trait Side {
     /// News.
     fn message(&mut self, core: &mut Core, message: Message, orders: &mut Vec<Order>);
     /// No new work from now on.
-    fn stop(&mut self, core: &mut Core);
+    fn stop(&mut self, core: &mut Core, orders: &mut Vec<Order>);
+    /// Whether what was said to this back may have left the program: a pipe may lead to where it still waits.
+    fn is_out(&self, core: &mut Core, back: Token) -> bool;
     /// Whether the program is over without having been stopped, and with what exit code.
     fn exit(&self) -> Option<u8>;
 }
@@ -235,6 +240,7 @@ impl<S: Side> Bridge<S> {
         let Some(peer) = core.peer(token) else { return };
         log::info!("an agent at {} was refused ({}): {}", peer.remote, answer.code.name, answer.text);
         peer.seat = Seat::Front;
+        peer.key = NO_KEY;
         self.respond_alone(core, token, head, answer);
         core.step_again(token);
     }
@@ -462,10 +468,15 @@ impl<S: Side> Bridge<S> {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let patience = core.now + core.config.deadlines.half_close;
         let Some(front) = core.peer(exchange.front).filter(|front| front.has_hung_up()) else { return };
-        if exchange.stage == Stage::Waiting {
+        let heard_all = front.conn.has_heard_all();
+        if exchange.stage == Stage::Waiting
+            || heard_all && exchange.back.is_some_and(|back| !self.side.is_out(core, back))
+        {
             // Nobody has heard of this request, and nobody is to.
-            self.cancel(core, id, Code::VISITOR_GONE);
-        } else if !front.conn.has_heard_all() {
+            return self.cancel(core, id, Code::VISITOR_GONE);
+        }
+        let Some(front) = core.peer(exchange.front) else { return };
+        if !front.conn.has_heard_all() {
             // The rest of the request tells: it is whole, or its end comes early.
         } else if front.wait.is_none() || carried {
             front.wait = Some((patience, Wait::HalfClose));
@@ -479,6 +490,14 @@ impl<S: Side> Bridge<S> {
         exchange.code = Some(answer.code.name.into());
         let can = core.peer(exchange.front).is_some_and(|front| front.conn.can_respond());
         if can {
+            // A length of 0 is a body that has ended, if nobody has looked yet; behind any other that goes on no request is found.
+            let (now, front) = (core.now, exchange.front);
+            if let Some((front, head, config)) = core.hear(front)
+                && !front.conn.has_heard_all()
+                && !matches!(front.conn.recv(now, b"", head, config), Ok((_, Some(Event::End { .. }))))
+            {
+                front.conn.do_not_keep();
+            }
             exchange.status = answer.code.status;
             exchange.bytes_out = respond(S::PROGRAM, core, exchange.front, &exchange.head, exchange.number, &answer);
             self.finish(core, id);
@@ -606,6 +625,18 @@ impl<S: Side> Bridge<S> {
         self.answer(core, id, answer);
     }
 
+    /// Takes an exchange from a back whose request nobody has had to another one.
+    fn change_back(&mut self, core: &mut Core, from: Token, to: Token) {
+        if let Some(Seat::Exchange(id)) = core.peer(from).map(|peer| peer.seat)
+            && let Some(exchange) = self.exchanges.get_mut(id).filter(|exchange| exchange.framing == Framing::Empty)
+        {
+            exchange.stage = Stage::Waiting;
+            self.drop_back(core, id);
+            return self.attach(core, id, to);
+        }
+        self.let_go(core, to);
+    }
+
     /// The program has found that a back won't do, and says why.
     fn back_faulted(&mut self, core: &mut Core, back: Token, answer: Answer) {
         let Some(Seat::Exchange(id)) = core.peer(back).map(|peer| peer.seat) else { return };
@@ -652,6 +683,7 @@ impl<S: Side> Bridge<S> {
                     self.begin(core, token, framing);
                 }
                 Order::Respond(token, head, answer) => self.refuse_agent(core, token, &head, &answer),
+                Order::Move(from, to) => self.change_back(core, from, to),
                 Order::Fault(back, answer) => self.back_faulted(core, back, answer),
             }
         }
@@ -770,10 +802,10 @@ impl<S: Side> App for Bridge<S> {
             running => log::info!("stopping: {running} requests have {} s to end", drain.as_secs()),
         }
         core.set_timer(drain, DRAINED);
-        if !self.side.is_owed() {
+        if !self.side.keeps_its_door_open() {
             core.close_listeners();
         }
-        self.side.stop(core);
+        self.side.stop(core, &mut self.orders);
         let fronts: Vec<Token> = core
             .peers()
             .filter(|(_, peer)| matches!(peer.seat, Seat::Front | Seat::Exchange(_)))

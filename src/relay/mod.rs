@@ -260,6 +260,7 @@ impl Side for Relay {
             let text = "This relay has as many tunnels as it may have.";
             return Some(Answer::new(Code::TOO_MANY_TUNNELS, text));
         };
+        self.has_had(core, token);
         let to = self.workers.deal(name.as_str());
         if to != self.workers.me()
             && let Some(mailbox) = self.workers.mailbox(to)
@@ -433,12 +434,21 @@ impl Side for Relay {
         }
     }
 
-    fn stop(&mut self, core: &mut Core) {
+    fn keeps_its_door_open(&self) -> bool {
+        self.queues.is_owed() || self.workers.have_polls()
+    }
+
+    fn is_out(&self, core: &mut Core, back: Token) -> bool {
+        let far = core.peer(back).and_then(|peer| peer.twin.token());
+        far.is_none_or(|far| self.letter_is_out(far))
+    }
+
+    fn stop(&mut self, core: &mut Core, orders: &mut Vec<Order>) {
         // The signal reached one worker.
         for mailbox in self.workers.others() {
             mailbox.send(Message::Stop);
         }
-        self.stop_queues(core);
+        self.stop_queues(core, orders);
         let is_link = |peer: &Peer| peer.seat == Seat::Own && peer.key < queues::FAR;
         let links: Vec<Token> = core.peers().filter(|(_, peer)| is_link(peer)).map(|(token, _)| token).collect();
         for link in links {
@@ -547,6 +557,9 @@ impl Relay {
                 orders.push(Order::Attach(id, link));
             }
             None => {
+                if let Some(near) = self.take_ready(tunnel) {
+                    return orders.push(Order::Move(near, link));
+                }
                 self.tunnels.park(tunnel, link);
                 if self.workers.are_several() {
                     self.workers.offer(self.tunnels.name(tunnel));

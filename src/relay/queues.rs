@@ -132,6 +132,8 @@ struct Letter {
     near: Token,
     stage: Stage,
     head: Head,
+    /// Its request has no body, so that nothing of one was used up.
+    bodiless: bool,
     body: Vec<u8>,
     /// Bytes counted for it.
     bytes: usize,
@@ -143,9 +145,17 @@ enum Coming {
     /// A POST that is an agent's if its body is a message.
     Undecided(TunnelName, Framing, Box<Head>),
     /// An answer that has to be whole.
-    Whole(Wish, Box<Head>, Vec<u8>),
+    Whole(Wish, Box<Head>, Vec<u8>, Charge),
     /// An answer whose body goes on at once, into this pipe.
     Stream(Token),
+}
+
+/// What of an answer that is coming counts for its tunnel. As long as there is any, it counts as one of the tunnel's messages, and
+/// keeps its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Charge {
+    None,
+    Bytes(usize, usize),
 }
 
 /// All polls and messages of one worker.
@@ -242,14 +252,7 @@ impl Relay {
         framing: Framing,
         orders: &mut Vec<Order>,
     ) -> Claim {
-        // Whoever asks again has had what it was sent, unless it asks ahead.
-        if let Some(handed) = self.queues.handed.get_mut(&token) {
-            let written = core.peer(token).map_or(0, |peer| peer.written);
-            handed.retain(|(_, end)| *end > written);
-            if handed.is_empty() {
-                self.queues.handed.remove(&token);
-            }
-        }
+        self.has_had(core, token);
         match means(&core.head, framing, self.domain.as_bytes(), self.polling.prefix.as_bytes()) {
             Means::Visit => Claim::No,
             Means::BadName => Claim::Refuse(super::bad_name()),
@@ -267,9 +270,21 @@ impl Relay {
                 None => Claim::Refuse(unknown(Unwanted::Unknown)),
             },
             Means::PerhapsComet(name) => {
+                give_leave(core, token);
                 let head = Box::new(std::mem::take(&mut core.head));
                 self.take_in(core, token, Coming::Undecided(name, framing, head));
                 Claim::Taken
+            }
+        }
+    }
+
+    /// Whoever asks again has had what it was sent, unless it asks ahead.
+    pub(super) fn has_had(&mut self, core: &mut Core, token: Token) {
+        if let Some(handed) = self.queues.handed.get_mut(&token) {
+            let written = core.peer(token).map_or(0, |peer| peer.written);
+            handed.retain(|(_, end)| *end > written);
+            if handed.is_empty() {
+                self.queues.handed.remove(&token);
             }
         }
     }
@@ -345,7 +360,7 @@ impl Relay {
             }
             give_leave(core, token);
             let head = Box::new(std::mem::take(&mut core.head));
-            self.take_in(core, token, Coming::Whole(wish, head, Vec::new()));
+            self.take_in(core, token, Coming::Whole(wish, head, Vec::new(), Charge::None));
             return Claim::Taken;
         }
         take_bodiless(core, token, framing);
@@ -483,7 +498,15 @@ impl Relay {
                 peer.key = key;
             }
         }
-        let letter = Letter { tunnel, near, stage: Stage::Coming, head: Head::default(), body: Vec::new(), bytes: 0 };
+        let letter = Letter {
+            tunnel,
+            near,
+            stage: Stage::Coming,
+            head: Head::default(),
+            bodiless: false,
+            body: Vec::new(),
+            bytes: 0,
+        };
         self.queues.letters.insert(far, letter);
         near
     }
@@ -538,8 +561,9 @@ impl Relay {
             }
             let Some((peer, head, config)) = core.hear(far) else { return };
             let (used, added, whole) = match peer.conn.recv(now, peer.input.bytes(), head, config) {
-                Ok((used, Some(Event::Request(_)))) => {
+                Ok((used, Some(Event::Request(framing)))) => {
                     std::mem::swap(&mut letter.head, head);
+                    letter.bodiless = framing == Framing::Empty;
                     if letter.head.fields.lists(Name::Expect, b"100-continue") {
                         // It can be sent in this state, or the request is no more.
                         let _ = peer.conn.send_informational(peer.output.vec(), (100, b"Continue"), |_| {});
@@ -576,7 +600,9 @@ impl Relay {
                 );
                 return orders.push(Order::Fault(near, Answer::new(Code::MESSAGE_TOO_LARGE, text)));
             }
-            if mail.bytes > most_bytes {
+            // Bodies that are long in coming leave room for requests that have none.
+            let room = if length == 0 { most_bytes.saturating_add(most_bytes / 4) } else { most_bytes };
+            if added > 0 && mail.bytes > room {
                 let text = "The messages that wait for the agent of this tunnel have as many bytes as they may have \
                             (--limit queue); try again later.";
                 return orders.push(Order::Fault(near, Answer::new(Code::TUNNEL_BUSY, text)));
@@ -604,8 +630,17 @@ impl Relay {
 
     /// Answers a poll with a message, and more if it takes several.
     fn hand_out(&mut self, core: &mut Core, token: Token, far: Token, orders: &mut Vec<Order>) {
-        let Some(poll) = self.queues.polls.get(&token).copied() else { return };
         let now = core.now;
+        let Some(poll) = self.queues.polls.get(&token).copied() else {
+            // Both tables say the same of a poll; if ever they don't, no message is to be lost on it.
+            debug_assert!(false, "a poll that nobody knows");
+            let (tunnel, patience) =
+                (self.queues.letters.get(&far).map(|letter| letter.tunnel), core.config.deadlines.link);
+            if let Some(mail) = tunnel.and_then(|tunnel| self.tunnels.mail(tunnel)) {
+                mail.queue.push_again(now, far, patience);
+            }
+            return;
+        };
         let mut ids = Vec::with_capacity(1);
         let mut body = std::mem::take(&mut self.queues.scratch);
         body.clear();
@@ -710,7 +745,9 @@ impl Relay {
     pub(super) fn step_coming(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) {
         match self.queues.coming.remove(&token) {
             Some(Coming::Undecided(name, framing, head)) => self.decide(core, token, (name, framing, head), orders),
-            Some(Coming::Whole(poll, head, body)) => self.read_answer(core, token, (poll, head, body), orders),
+            Some(Coming::Whole(wish, head, body, charge)) => {
+                self.read_answer(core, token, (wish, head, body), charge, orders);
+            }
             Some(Coming::Stream(far)) => self.stream_answer(core, token, far, orders),
             // It is settled whose it is, and the order that says so is on its way.
             None => {}
@@ -733,7 +770,7 @@ impl Relay {
                 let whole = usize::try_from(n).ok().filter(|n| *n <= most.max(GLANCE));
                 let enough = whole.unwrap_or(GLANCE);
                 let input = peer.input.bytes();
-                (input.len() >= enough).then(|| comet::looks_like_reply(&input[..enough]))
+                (input.len() >= enough).then(|| is_answer(&input[..enough]))
             }
             // As far as it is there: a copy of the connection reads ahead.
             _ => {
@@ -747,9 +784,9 @@ impl Relay {
                         // A name and its colon tell: as long as neither is there, it may become anything.
                         Ok((_, None)) if matches!(comet::read(&body), Ok(_) | Err(Malformed::Cut)) => {
                             let enough = body.len() >= GLANCE || body.contains(&b':');
-                            break enough.then(|| comet::looks_like_reply(&body));
+                            break enough.then(|| is_answer(&body));
                         }
-                        Ok((_, Some(Event::End { .. }))) => break Some(comet::looks_like_reply(&body)),
+                        Ok((_, Some(Event::End { .. }))) => break Some(is_answer(&body)),
                         _ => break Some(false),
                     }
                 }
@@ -778,17 +815,18 @@ impl Relay {
         core: &mut Core,
         token: Token,
         (mut wish, head, mut body): (Wish, Box<Head>, Vec<u8>),
+        mut charge: Charge,
         orders: &mut Vec<Order>,
     ) {
         let now = core.now;
-        let most = core.config.limits.message;
         loop {
             let Some((peer, scratch, config)) = core.hear(token) else { return };
             match peer.conn.recv(now, peer.input.bytes(), scratch, config) {
                 Ok((used, Some(Event::Data(data)))) => {
                     body.extend_from_slice(data);
                     peer.input.consume(used);
-                    if body.len() > most.saturating_mul(ESCAPED).saturating_add(config.limits.head) {
+                    if !self.charge(core, wish.name, body.len(), &mut charge) {
+                        self.discharge(core, charge);
                         return self.too_large(core, token, wish, head, &body, orders);
                     }
                 }
@@ -799,15 +837,17 @@ impl Relay {
                 Ok((used, None)) => {
                     peer.input.consume(used);
                     if peer.eof {
+                        self.discharge(core, charge);
                         return core.drop_peer(token);
                     }
                     core.touch(token);
-                    self.queues.coming.insert(token, Coming::Whole(wish, head, body));
+                    self.queues.coming.insert(token, Coming::Whole(wish, head, body, charge));
                     return;
                 }
                 Ok((used, Some(_))) => peer.input.consume(used),
                 Err(error) => {
                     log::warn!("an answer from {} is refused: its sender {error} ({})", peer.remote, error.code());
+                    self.discharge(core, charge);
                     match Answer::to_error(error) {
                         Some(answer) => orders.push(Order::Respond(token, head, answer)),
                         None => core.drop_peer(token),
@@ -816,7 +856,8 @@ impl Relay {
                 }
             }
         }
-        match comet::read(&body) {
+        let message = comet::read(&body);
+        match message {
             Ok((Comet::Nothing, _)) => {}
             Ok((Comet::Reply(reply), notation)) => {
                 wish.notation = notation;
@@ -824,15 +865,26 @@ impl Relay {
                 if let (Some(notation), Some(mail)) = (notation, tunnel.and_then(|tunnel| self.tunnels.mail(tunnel))) {
                     mail.notation = notation;
                 }
-                if let Err(unwanted) = self.deliver(core, &reply, &wish.who, orders) {
+                let delivered = self.deliver(core, &reply, &wish.who, orders);
+                self.discharge(core, charge);
+                if let Err(unwanted) = delivered {
                     return orders.push(Order::Respond(token, head, unknown(unwanted)));
                 }
             }
             Ok((Comet::Ask(_), _)) => {
+                self.discharge(core, charge);
                 let text = "This is a request, and a relay is asked by visitors, not by agents.";
                 return orders.push(Order::Respond(token, head, Answer::new(Code::BAD_MESSAGE, text)));
             }
             Err(malformed) => {
+                self.discharge(core, charge);
+                if let Some((near, name)) = self.answered_by(&body, wish.who) {
+                    let text = format!(
+                        "The answer of the agent `{name}` was not passed on: it {malformed} ({}).",
+                        malformed.code()
+                    );
+                    orders.push(Order::Fault(near, Answer::new(Code::LINK_PROTOCOL, text)));
+                }
                 let text = format!("The body is no message: it {malformed} ({}).", malformed.code());
                 return orders.push(Order::Respond(token, head, Answer::new(Code::BAD_MESSAGE, text)));
             }
@@ -853,15 +905,61 @@ impl Relay {
         orders: &mut Vec<Order>,
     ) {
         let most = core.config.limits.message;
-        if let Some(id) = comet::first_id(body).and_then(|id| Id::parse(&id))
-            && let Ok(far) = self.queues.out.answer(id, &wish.who)
-            && let Some(letter) = self.queues.letters.get_mut(&far)
-        {
-            letter.stage = Stage::Answered(None);
-            orders.push(Order::Fault(letter.near, answer_too_large(self.tunnels.name(letter.tunnel), most)));
+        if let Some((near, name)) = self.answered_by(body, wish.who) {
+            let answer = answer_too_large(name, most);
+            orders.push(Order::Fault(near, answer));
         }
-        let text = format!("An answer's body has at most {most} bytes here (--limit message).");
+        let text = format!(
+            "An answer's body has at most {most} bytes here (--limit message), those of a tunnel's messages together at most \
+             {} (--limit queue), and there must be a message that it answers.",
+            core.config.limits.queue
+        );
         orders.push(Order::Respond(token, head, Answer::new(Code::MESSAGE_TOO_LARGE, text)));
+    }
+
+    /// The message that the beginning of a broken answer names, if it is this agent's to answer; it is answered by that.
+    fn answered_by(&mut self, body: &[u8], who: Option<KeyHash>) -> Option<(Token, &str)> {
+        let id = Id::parse(&comet::first_id(body)?)?;
+        let far = self.queues.out.answer(id, &who).ok()?;
+        let letter = self.queues.letters.get_mut(&far)?;
+        letter.stage = Stage::Answered(None);
+        Some((letter.near, self.tunnels.name(letter.tunnel)))
+    }
+
+    /// Counts what has come of an answer: beyond a glance, only where there is a message to be answered, and only as long as there
+    /// is room among the tunnel's messages. False when it is too much.
+    fn charge(&mut self, core: &Core, name: TunnelName, length: usize, charge: &mut Charge) -> bool {
+        let limits = &core.config.limits;
+        if length <= GLANCE {
+            return true;
+        }
+        let (tunnel, before) = match *charge {
+            Charge::Bytes(tunnel, bytes) => (tunnel, bytes),
+            Charge::None => match self.tunnels.find(name.as_str()) {
+                Some(tunnel) => (tunnel, 0),
+                None => return false,
+            },
+        };
+        let Some(mail) = self.tunnels.mail(tunnel) else { return false };
+        if *charge == Charge::None {
+            if mail.messages == 0 {
+                return false;
+            }
+            mail.messages += 1;
+        }
+        mail.bytes += length - before;
+        *charge = Charge::Bytes(tunnel, length);
+        mail.bytes <= limits.queue && length <= limits.message.saturating_mul(ESCAPED).saturating_add(limits.head)
+    }
+
+    /// The answer is read, or given up.
+    fn discharge(&mut self, core: &mut Core, charge: Charge) {
+        let Charge::Bytes(tunnel, bytes) = charge else { return };
+        if let Some(mail) = self.tunnels.mail(tunnel) {
+            mail.bytes = mail.bytes.saturating_sub(bytes);
+            mail.messages = mail.messages.saturating_sub(1);
+        }
+        self.look_who_is_there(core, tunnel);
     }
 
     /// Says an answer at the far end of the pipe that its message came from.
@@ -878,6 +976,10 @@ impl Relay {
         letter.stage = Stage::Answered(None);
         let (near, tunnel) = (letter.near, letter.tunnel);
         let (now, most) = (core.now, core.config.limits.message);
+        letter.bytes += reply.body.len();
+        if let Some(mail) = self.tunnels.mail(tunnel) {
+            mail.bytes += reply.body.len();
+        }
         if reply.body.len() > most {
             orders.push(Order::Fault(near, answer_too_large(self.tunnels.name(tunnel), most)));
             return Ok(());
@@ -971,6 +1073,8 @@ impl Relay {
                 self.queues.coming.insert(token, Coming::Stream(far));
                 return;
             }
+            // How long a response may be silent is settled for all kinds of links at the pipe's near end.
+            from.held = true;
             let sent = match from.conn.recv(now, from.input.bytes(), head, config) {
                 Ok((used, Some(Event::Data(data)))) => {
                     let sent = to.conn.send_data(now, data, to.output.vec());
@@ -1045,12 +1149,12 @@ impl Relay {
                     self.look_who_is_there(core, poll.tunnel);
                 }
             }
-            COMING => {
-                if let Some(Coming::Stream(far)) = self.queues.coming.remove(&token) {
-                    // The rest of the body will never come.
-                    core.drop_peer(far);
-                }
-            }
+            COMING => match self.queues.coming.remove(&token) {
+                // The rest of the body will never come.
+                Some(Coming::Stream(far)) => core.drop_peer(far),
+                Some(Coming::Whole(_, _, _, charge)) => self.discharge(core, charge),
+                Some(Coming::Undecided(..)) | None => {}
+            },
             FAR => {
                 self.settle_letter(core, token);
                 if let Some(Letter { stage: Stage::Answered(Some(on)), .. }) = self.queues.letters.remove(&token) {
@@ -1140,18 +1244,42 @@ impl Relay {
         }
     }
 
-    /// The program is stopping: agents are told at once, so that they look for another relay.
-    pub(super) fn stop_queues(&mut self, core: &mut Core) {
+    /// The program is stopping: agents are told at once, so that they look for another relay, and so are visitors whose requests
+    /// nobody has had.
+    pub(super) fn stop_queues(&mut self, core: &mut Core, orders: &mut Vec<Order>) {
         self.queues.stopping = true;
-        let polls: Vec<Token> = self.queues.polls.keys().copied().collect();
-        for poll in polls {
-            respond("ptth-relay", core, poll, &Head::default(), 0, &stopping());
-            self.queues.polls.remove(&poll);
-            if let Some(peer) = core.peer(poll) {
+        let polls: Vec<(Token, Poll)> = self.queues.polls.drain().collect();
+        for (token, poll) in polls {
+            if let Some(mail) = self.tunnels.mail(poll.tunnel) {
+                mail.queue.poll_gone(token);
+            }
+            if let Some(peer) = core.peer(token) {
                 peer.key = NO_KEY;
                 peer.seat = Seat::Front;
+                peer.conn.do_not_keep();
             }
+            respond("ptth-relay", core, token, &Head::default(), 0, &stopping());
         }
+        let unsent = |letter: &&Letter| matches!(letter.stage, Stage::Coming | Stage::Ready);
+        let letters = self.queues.letters.values().filter(unsent);
+        orders.extend(letters.map(|letter| Order::Fault(letter.near, stopping())));
+    }
+
+    /// Whether a request may have left for its agent.
+    pub(super) fn letter_is_out(&self, far: Token) -> bool {
+        let stage = self.queues.letters.get(&far).map(|letter| letter.stage);
+        !matches!(stage, Some(Stage::Coming | Stage::Ready))
+    }
+
+    /// The near end of the pipe of the message that has waited longest for a poll, if it can go another way: it has no body that
+    /// was used up.
+    pub(super) fn take_ready(&mut self, tunnel: usize) -> Option<Token> {
+        let far = self.tunnels.mail(tunnel)?.queue.first()?;
+        let letter = self.queues.letters.get_mut(&far).filter(|letter| letter.bodiless)?;
+        letter.stage = Stage::Coming;
+        let near = letter.near;
+        self.tunnels.mail(tunnel)?.queue.forget(far);
+        Some(near)
     }
 }
 
@@ -1163,6 +1291,12 @@ fn give_leave(core: &mut Core, token: Token) {
         // It can be sent in this state, or the request is no more.
         let _ = peer.conn.send_informational(peer.output.vec(), (100, b"Continue"), |_| {});
     }
+}
+
+/// Whether this is an agent's answer, or the beginning of one: a message, or what begins with an id as we give them out, however it
+/// goes on. It is for nobody's upstream then.
+fn is_answer(body: &[u8]) -> bool {
+    comet::looks_like_reply(body) || comet::first_id(body).is_some_and(|id| Id::parse(&id).is_some())
 }
 
 /// Takes what is there of a body that nobody wants: when it is whole, the connection can be used again.

@@ -185,16 +185,10 @@ pub fn means<'a>(head: &'a Head, framing: Framing, domain: &[u8], prefix: &[u8])
     let Some(name) = (if queue.is_empty() { Some(TunnelName::default()) } else { TunnelName::of(queue) }) else {
         return if prefix.is_empty() { Means::Visit } else { Means::BadName };
     };
-    let json = fields.first(Name::ContentType).is_some_and(|kind| {
-        let kind = kind.split(|b| *b == b';').next().unwrap_or_default();
-        kind.trim_ascii().eq_ignore_ascii_case(b"application/json")
-    });
     match framing {
         _ if !prefix.is_empty() => Means::Comet(name),
-        _ if !json => Means::Visit,
+        _ if !fields.is_json() => Means::Visit,
         Framing::Empty | Framing::Length(0) => Means::Comet(name),
-        // Who waits for leave to send its body is no agent, and would wait for ever.
-        _ if fields.has(Name::Expect) => Means::Visit,
         _ => Means::PerhapsComet(name),
     }
 }

@@ -3,7 +3,7 @@
 //! request that does.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::reactor::Mailbox;
@@ -32,6 +32,8 @@ pub struct Directory {
     /// Tunnels that were said to be up.
     up: Mutex<HashSet<String>>,
     waiting: AtomicUsize,
+    /// Some agent has polled, on any worker.
+    polls: AtomicBool,
 }
 
 /// One worker's view of it.
@@ -118,8 +120,14 @@ impl Workers {
         (hash % self.mailboxes().len().max(1) as u64) as usize
     }
 
+    /// Whether there are others, one of which may wait for an agent's answer: it comes to any of the doors.
+    pub fn have_polls(&self) -> bool {
+        self.are_several() && self.directory.polls.load(Ordering::Relaxed)
+    }
+
     /// An agent polls on this worker: that counts as a link.
     pub fn link_here(&self, tunnel: &str) {
+        self.directory.polls.store(true, Ordering::Relaxed);
         self.change(tunnel, |entry| entry.links[self.me] += 1);
     }
 

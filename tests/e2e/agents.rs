@@ -60,7 +60,8 @@ fn the_offer_is_what_every_known_relay_takes() {
 fn a_relay_that_does_not_answer_an_offer_is_given_up() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let via = format!("http://{}", listener.local_addr().unwrap());
-    let mut agent = Program::start(&mut agent_command(&["hello", "--via", &via, "--timeout", "upgrade=300ms", "--once"]));
+    let mut agent =
+        Program::start(&mut agent_command(&["hello", "--via", &via, "--timeout", "upgrade=300ms", "--once"]));
     assert_eq!(agent.exit_code(), 3);
     agent.log.wait_for("did not answer within");
 }

@@ -22,6 +22,7 @@ mod credentials;
 mod deadlines;
 mod endings;
 mod failures;
+mod fallback;
 mod headers;
 mod links;
 mod load;

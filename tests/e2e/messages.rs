@@ -225,6 +225,8 @@ fn a_visitor_that_closes_its_side_still_gets_its_answer() {
     let upstream = Upstream::saying("fine");
     let relay = Relay::start(&[]);
     let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    // From here on a link or a poll is there: who closes its side and would have to wait has gone.
+    assert_eq!(relay.get("demo", "/").text(), "fine");
     let mut visitor = relay.visitor();
     visitor.send(get("demo", "/")).shut();
     assert_eq!(visitor.response("GET").text(), "fine");

@@ -10,7 +10,9 @@ use rustix::process::Signal;
 
 use crate::support::upstream::{After, Upstream};
 use crate::support::wire::{get, ok, post};
-use crate::support::{Agent, Dialect, Program, Relay, agent_command, dialect, eventually, free_port, locked, relay_command};
+use crate::support::{
+    Agent, Dialect, Program, Relay, agent_command, dialect, eventually, free_port, locked, relay_command,
+};
 
 /// Flags of an agent that is quick to dial again.
 const QUICK: [&str; 4] = ["--timeout", "backoff=50ms", "--timeout", "backoff-max=200ms"];
@@ -229,7 +231,9 @@ fn ask_all_the_while(relay: &Relay, seen: &Seen, disturb: impl FnOnce()) -> usiz
                         let told = (answer.status(), answer.code());
                         match dialect() {
                             Dialect::Flip => assert_eq!((told.0, told.1.as_str(), method), (502, "link-lost", "POST")),
-                            Dialect::Comet | Dialect::Ptth => assert_eq!((told.0, told.1.as_str()), (504, "link-timeout")),
+                            Dialect::Comet | Dialect::Ptth => {
+                                assert_eq!((told.0, told.1.as_str()), (504, "link-timeout"))
+                            }
                         }
                     }
                 })

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread;
 
 use crate::support::wire::Wire;
-use crate::support::{Agent, Program, Relay, Dialect, TempPath, agent_command, dialect, free_port, relay_command};
+use crate::support::{Agent, Dialect, Program, Relay, TempPath, agent_command, dialect, free_port, relay_command};
 
 /// Runs a program that ends by itself: its exit code, and what it said on stderr.
 fn ended(command: &mut Command) -> (i32, String) {
@@ -50,7 +50,10 @@ fn once_ends_with_4_when_the_relay_refuses() {
             "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>",
             if polls { "sent no message" } else { "200 instead of 101" },
         ),
-        ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", "switched-elsewhere"),
+        (
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+            if polls { "unasked-switch" } else { "switched-elsewhere" },
+        ),
         ("", "closed the connection instead of an answer"),
         ("SSH-2.0-OpenSSH_9.2\r\n\r\n", "bad-start-line"),
     ] {

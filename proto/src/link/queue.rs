@@ -159,6 +159,11 @@ impl<P: Copy + PartialEq, M: Copy + PartialEq> Queue<P, M> {
         self.ready.pop_front().map(|(message, _)| message)
     }
 
+    /// The message that has waited longest.
+    pub fn first(&self) -> Option<M> {
+        self.ready.front().map(|(message, ..)| *message)
+    }
+
     /// How many polls are held.
     pub fn polls(&self) -> usize {
         self.polls.len()

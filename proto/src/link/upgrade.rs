@@ -76,17 +76,12 @@ pub fn offered(head: &Head) -> Result<Option<(Token, Profile)>, Error> {
         Framing::Empty | Framing::Length(0) => {}
         // An answer of the COMET fallback from an agent that offers the upgrade with each request: it is read as the request it
         // is, and nothing is switched.
-        _ if fields.first(Name::ContentType).is_some_and(is_json) => return Ok(None),
+        _ if fields.is_json() => return Ok(None),
         _ => return Err(Fault::OfferWithBody.into()),
     }
     let ruby = fields.first(Name::UserAgent).is_some_and(|agent| agent.starts_with(b"Ruby"));
     let profile = if ruby && !fields.has(Name::Host) { Profile::NetPtth } else { Profile::Standard };
     Ok(Some((token, profile)))
-}
-
-fn is_json(kind: &[u8]) -> bool {
-    let kind = kind.split(|b| *b == b';').next().unwrap_or_default();
-    kind.trim_ascii().eq_ignore_ascii_case(b"application/json")
 }
 
 /// Appends the 101: 57 bytes, the one form that satisfies every known agent, among them sketches on Arduino boards that count

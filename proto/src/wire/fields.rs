@@ -245,6 +245,12 @@ impl Fields {
         self.list(name).any(|e| e.eq_ignore_ascii_case(element))
     }
 
+    /// Whether `Content-Type` is JSON's, whatever its parameters.
+    pub fn is_json(&self) -> bool {
+        let kind = self.first(Name::ContentType).unwrap_or_default().split(|b| *b == b';').next();
+        kind.is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"application/json"))
+    }
+
     /// Whether `Connection` names this field, so that it belongs to this hop (RFC 9110 §7.6.1).
     pub fn is_named_by_connection(&self, field: Field<'_>) -> bool {
         self.has(Name::Connection) && self.lists(Name::Connection, field.name)
