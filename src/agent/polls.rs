@@ -474,7 +474,7 @@ impl Agent {
                     self.next_poll(core, link, true);
                 }
                 Err(malformed) => {
-                    let reason = format!("the relay {} sent no message: it {malformed}", self.via.url);
+                    let reason = format!("the relay {} {malformed} ({})", self.via.url, malformed.code());
                     self.line_refused(core, link, Ended::Refused, &reason);
                 }
             };
@@ -491,7 +491,7 @@ impl Agent {
                 return self.line_refused(core, link, Ended::Refused, &reason);
             }
             Err(malformed) => {
-                let reason = format!("the relay {} sent no message: it {malformed}", self.via.url);
+                let reason = format!("the relay {} {malformed} ({})", self.via.url, malformed.code());
                 return self.line_refused(core, link, Ended::Refused, &reason);
             }
         };

@@ -560,10 +560,15 @@ impl Relay {
                 core.step_again(on);
             }
             let Some((peer, head, config)) = core.hear(far) else { return };
+            let mut room = most_bytes;
             let (used, added, whole) = match peer.conn.recv(now, peer.input.bytes(), head, config) {
                 Ok((used, Some(Event::Request(framing)))) => {
                     std::mem::swap(&mut letter.head, head);
                     letter.bodiless = framing == Framing::Empty;
+                    if matches!(framing, Framing::Empty | Framing::Length(0)) {
+                        // Bodies that are long in coming leave room for requests that have none.
+                        room = most_bytes.saturating_add(most_bytes / 4);
+                    }
                     if letter.head.fields.lists(Name::Expect, b"100-continue") {
                         // It can be sent in this state, or the request is no more.
                         let _ = peer.conn.send_informational(peer.output.vec(), (100, b"Continue"), |_| {});
@@ -600,8 +605,6 @@ impl Relay {
                 );
                 return orders.push(Order::Fault(near, Answer::new(Code::MESSAGE_TOO_LARGE, text)));
             }
-            // Bodies that are long in coming leave room for requests that have none.
-            let room = if length == 0 { most_bytes.saturating_add(most_bytes / 4) } else { most_bytes };
             if added > 0 && mail.bytes > room {
                 let text = "The messages that wait for the agent of this tunnel have as many bytes as they may have \
                             (--limit queue); try again later.";
@@ -770,7 +773,11 @@ impl Relay {
                 let whole = usize::try_from(n).ok().filter(|n| *n <= most.max(GLANCE));
                 let enough = whole.unwrap_or(GLANCE);
                 let input = peer.input.bytes();
-                (input.len() >= enough).then(|| is_answer(&input[..enough]))
+                match input.get(..enough) {
+                    Some(body) => Some(is_answer(body)),
+                    // The rest may never come.
+                    None => begins_with_id(input).then_some(true),
+                }
             }
             // As far as it is there: a copy of the connection reads ahead.
             _ => {
@@ -786,8 +793,7 @@ impl Relay {
                             let enough = body.len() >= GLANCE || body.contains(&b':');
                             break enough.then(|| is_answer(&body));
                         }
-                        Ok((_, Some(Event::End { .. }))) => break Some(is_answer(&body)),
-                        _ => break Some(false),
+                        _ => break Some(is_answer(&body)),
                     }
                 }
             }
@@ -885,7 +891,7 @@ impl Relay {
                     );
                     orders.push(Order::Fault(near, Answer::new(Code::LINK_PROTOCOL, text)));
                 }
-                let text = format!("The body is no message: it {malformed} ({}).", malformed.code());
+                let text = format!("The body is no message: its sender {malformed} ({}).", malformed.code());
                 return orders.push(Order::Respond(token, head, Answer::new(Code::BAD_MESSAGE, text)));
             }
         }
@@ -1040,6 +1046,12 @@ impl Relay {
             log::warn!("an answer was not passed on: it {error}");
             // The pipe breaks, and the visitor hears of it.
             core.drop_peer(far);
+        }
+        if framing != Framing::Empty
+            && let Some(peer) = core.peer(token)
+            && peer.input.is_empty()
+        {
+            peer.transport().acknowledge();
         }
         self.take_in(core, token, Coming::Stream(far));
         Claim::Taken
@@ -1296,7 +1308,11 @@ fn give_leave(core: &mut Core, token: Token) {
 /// Whether this is an agent's answer, or the beginning of one: a message, or what begins with an id as we give them out, however it
 /// goes on. It is for nobody's upstream then.
 fn is_answer(body: &[u8]) -> bool {
-    comet::looks_like_reply(body) || comet::first_id(body).is_some_and(|id| Id::parse(&id).is_some())
+    comet::looks_like_reply(body) || begins_with_id(body)
+}
+
+fn begins_with_id(body: &[u8]) -> bool {
+    comet::first_id(body).is_some_and(|id| Id::parse(&id).is_some())
 }
 
 /// Takes what is there of a body that nobody wants: when it is whole, the connection can be used again.
