@@ -241,6 +241,7 @@ impl<S: Side> Bridge<S> {
         log::info!("an agent at {} was refused ({}): {}", peer.remote, answer.code.name, answer.text);
         peer.seat = Seat::Front;
         peer.key = NO_KEY;
+        answer_early(core, token);
         self.respond_alone(core, token, head, answer);
         core.step_again(token);
     }
@@ -490,14 +491,7 @@ impl<S: Side> Bridge<S> {
         exchange.code = Some(answer.code.name.into());
         let can = core.peer(exchange.front).is_some_and(|front| front.conn.can_respond());
         if can {
-            // A length of 0 is a body that has ended, if nobody has looked yet; behind any other that goes on no request is found.
-            let (now, front) = (core.now, exchange.front);
-            if let Some((front, head, config)) = core.hear(front)
-                && !front.conn.has_heard_all()
-                && !matches!(front.conn.recv(now, b"", head, config), Ok((_, Some(Event::End { .. }))))
-            {
-                front.conn.do_not_keep();
-            }
+            answer_early(core, exchange.front);
             exchange.status = answer.code.status;
             exchange.bytes_out = respond(S::PROGRAM, core, exchange.front, &exchange.head, exchange.number, &answer);
             self.finish(core, id);
@@ -897,6 +891,18 @@ pub fn take_bodiless(core: &mut Core, token: Token, framing: Framing) {
         && let Some((peer, head, config)) = core.hear(token)
     {
         let _ = peer.conn.recv(now, b"", head, config);
+    }
+}
+
+/// A request is about to be answered that may not be whole: behind a body that goes on no other is found. A length of 0 is a body
+/// that has ended, if nobody has looked yet.
+pub(crate) fn answer_early(core: &mut Core, token: Token) {
+    let now = core.now;
+    if let Some((peer, head, config)) = core.hear(token)
+        && !peer.conn.has_heard_all()
+        && !matches!(peer.conn.recv(now, b"", head, config), Ok((_, Some(Event::End { .. }))))
+    {
+        peer.conn.do_not_keep();
     }
 }
 

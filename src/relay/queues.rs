@@ -32,7 +32,7 @@ use super::registry::Taken;
 use super::route::{Means, TunnelName, means};
 use super::{Relay, is_free};
 use crate::answer::{Answer, Code};
-use crate::bridge::{Claim, Order, hold, respond, stopping, take_bodiless};
+use crate::bridge::{Claim, Order, answer_early, hold, respond, stopping, take_bodiless};
 use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat};
 use crate::reactor::{Core, Loss, Message};
@@ -554,6 +554,10 @@ impl Relay {
         let now = core.now;
         let most = core.config.limits.message;
         let most_bytes = core.config.limits.queue;
+        if core.peer(far).is_some_and(|far| far.eof) {
+            // Its exchange is over: whatever else was said here is for nobody.
+            return core.drop_peer(far);
+        }
         loop {
             let Some(letter) = self.queues.letters.get_mut(&far) else { return core.drop_peer(far) };
             if let Stage::Answered(Some(on)) = letter.stage {
@@ -584,9 +588,6 @@ impl Relay {
                 Ok((used, Some(_))) => (used, 0, false),
                 Ok((used, None)) => {
                     peer.input.consume(used);
-                    if peer.eof {
-                        core.drop_peer(far);
-                    }
                     return;
                 }
                 Err(_) => return core.drop_peer(far),
@@ -1277,10 +1278,10 @@ impl Relay {
         orders.extend(letters.map(|letter| Order::Fault(letter.near, stopping())));
     }
 
-    /// Whether a request may have left for its agent.
+    /// Whether a request may have left for its agent, or will in this moment: only one that waits for a poll has not.
     pub(super) fn letter_is_out(&self, far: Token) -> bool {
         let stage = self.queues.letters.get(&far).map(|letter| letter.stage);
-        !matches!(stage, Some(Stage::Coming | Stage::Ready))
+        !matches!(stage, Some(Stage::Ready))
     }
 
     /// The near end of the pipe of the message that has waited longest for a poll, if it can go another way: it has no body that
@@ -1340,6 +1341,7 @@ fn say_nothing(core: &mut Core, token: Token, carriage: Carriage) {
 /// Sends an answer to an agent's request. Gives the number of the connection's last byte of it.
 fn say(core: &mut Core, token: Token, carriage: Carriage, status: u16, body: &[&[u8]]) -> Option<u64> {
     let (now, date) = (core.now, core.wall_clock());
+    answer_early(core, token);
     let peer = core.tell(token)?;
     let length = body.iter().map(|part| part.len()).sum::<usize>();
     let framing = if status == 204 { Body::None } else { Body::Length(length as u64) };

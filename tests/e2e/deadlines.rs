@@ -103,7 +103,7 @@ fn an_upstream_that_does_not_answer_is_a_504() {
 #[test]
 fn an_agent_that_does_not_answer_is_a_504() {
     let upstream = Upstream::saying("fine");
-    let relay = Relay::start(&["--timeout", "link-answer=300ms"]);
+    let relay = Relay::start(&["--timeout", "link-answer=1s"]);
     let agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
     assert_eq!(relay.get("demo", "/").text(), "fine");
     agent.program.freeze();

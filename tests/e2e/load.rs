@@ -289,7 +289,8 @@ fn links_grow_with_the_load_and_go_when_it_is_over() {
         let _ = asked.wire.try_send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine");
         After::Keep
     });
-    let relay = Relay::start(&[]);
+    // What is polled for goes when its poll ends.
+    let relay = Relay::start(&["--timeout", "poll=300ms"]);
     let _agent = Agent::start(&relay, "demo", &upstream.address(), &["--timeout", "spare=200ms"]);
     assert_eq!(relay.get("demo", "/").text(), "fine");
     let files = relay.program.open_files();

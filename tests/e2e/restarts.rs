@@ -148,7 +148,8 @@ fn a_relay_that_hangs_up_at_once_is_not_dialled_in_a_circle() {
     // It accepts, and closes.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let via = format!("http://{}", listener.local_addr().unwrap());
-    let mut agent = Program::start(&mut agent_command(&["hello", "--via", &via, "--timeout", "backoff=200ms"]));
+    let args = ["hello", "--via", &via, "--timeout", "backoff=200ms", "--timeout", "backoff-max=400ms"];
+    let mut agent = Program::start(&mut agent_command(&args));
     for connection in listener.incoming().take(6) {
         drop(connection);
     }

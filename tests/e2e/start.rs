@@ -48,7 +48,7 @@ fn once_ends_with_4_when_the_relay_refuses() {
         ("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "answered 503"),
         (
             "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>",
-            if polls { "sent no message" } else { "200 instead of 101" },
+            if polls { "sent a message with" } else { "200 instead of 101" },
         ),
         (
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
