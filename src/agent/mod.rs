@@ -397,8 +397,12 @@ impl Agent {
         }
         let again = core.config.deadlines.upgrade_again;
         core.set_timer(again, UPGRADE);
+        if self.polls.attempt.is_some_and(|link| self.links.is_pending(link)) {
+            return;
+        }
         let Some(address) = self.polls.address() else { return };
         let link = self.links.add(Arc::from([address]));
+        self.polls.attempt = Some(link);
         if let Some(address) = self.links.next_address(link)
             && let Err(error) = self.dial_offer(core, link, address)
         {
@@ -693,6 +697,10 @@ impl Side for Agent {
                 Some(answer) => Order::Answer(waiting, answer.clone()),
             });
         }
+    }
+
+    fn is_kept(&self, _: Token) -> bool {
+        false
     }
 
     fn keeps_its_door_open(&self) -> bool {

@@ -171,6 +171,8 @@ pub(super) struct Polls {
     form: Form,
     notation: Notation,
     base64: bool,
+    /// The link that is to show whether the upgrade can be had again.
+    pub(super) attempt: Option<usize>,
     /// Where the last line went: answers go there too, also when no line stands.
     address: Option<SocketAddr>,
     said: HashSet<u16>,
@@ -188,6 +190,7 @@ impl Default for Polls {
             form: Form::Stock,
             notation: Notation::Json,
             base64: false,
+            attempt: None,
             address: None,
             said: HashSet::new(),
             said_fields: false,
@@ -433,6 +436,8 @@ impl Agent {
         let held = core.now.since(line.since).as_micros() as u64 >= HELD;
         let first = std::mem::replace(&mut line.first, false);
         let offered = std::mem::replace(&mut line.offered, false);
+        // Also when another one has been turned meanwhile.
+        let is_attempt = offered && self.polls.attempt.take_if(|attempt| *attempt == link).is_some();
         let reply = line.reply.take();
         let again = std::mem::replace(&mut line.again, false);
         // Anybody may answer 200 to whatever is posted: who holds a poll, or knows our word, is a relay.
@@ -482,10 +487,12 @@ impl Agent {
         let (message, notation) = match comet::read(&came.body) {
             // Anybody may answer 200 to whatever is posted.
             Ok((Message::Nothing, _)) if offered && !came.ours && came.body.is_empty() => {
-                return self.offer_refused(core, link, came.status);
+                return self.offer_refused(core, link, is_attempt, came.status);
             }
             Ok((message @ (Message::Nothing | Message::Ask(_)), notation)) => (message, notation),
-            Ok((Message::Reply(_), _)) | Err(_) if offered => return self.offer_refused(core, link, came.status),
+            Ok((Message::Reply(_), _)) | Err(_) if offered => {
+                return self.offer_refused(core, link, is_attempt, came.status);
+            }
             Ok((Message::Reply(_), _)) => {
                 let reason = format!("the relay {} sent an answer where requests come", self.via.url);
                 return self.line_refused(core, link, Ended::Refused, &reason);
@@ -495,11 +502,11 @@ impl Agent {
                 return self.line_refused(core, link, Ended::Refused, &reason);
             }
         };
-        if offered && self.way == Way::Flip {
-            self.falls_back(core, came.ours);
-        } else if offered && self.links.has_spare() {
+        if is_attempt && self.links.has_spare() {
             // It was only to see whether the upgrade can be had by now.
             self.last_poll(link);
+        } else if offered && !is_attempt && self.way == Way::Flip {
+            self.falls_back(core, came.ours);
         }
         if proven || matches!(message, Message::Ask(_)) {
             self.stands(core, link);
@@ -1139,9 +1146,9 @@ impl Agent {
     }
 
     /// An offer was answered by what is no answer to a poll either.
-    fn offer_refused(&mut self, core: &mut Core, link: usize, status: u16) {
+    fn offer_refused(&mut self, core: &mut Core, link: usize, is_attempt: bool, status: u16) {
         let reason = format!("the relay {} {}", self.via.url, refusal(status, true));
-        if self.way == Way::Flip {
+        if self.way == Way::Flip && !is_attempt {
             return self.line_refused(core, link, Ended::Refused, &reason);
         }
         log::debug!("still polling: {reason}");

@@ -108,6 +108,8 @@ pub trait Side {
     fn claim(&mut self, core: &mut Core, token: Token, framing: Framing, orders: &mut Vec<Order>) -> Claim;
     /// Whether answers are still on their way that the bridge knows nothing of any more.
     fn is_owed(&self) -> bool;
+    /// Whether this front is to stay open although nothing is being said on it: an answer is to come.
+    fn is_kept(&self, front: Token) -> bool;
     /// Whether answers may come on connections that are not there yet.
     fn keeps_its_door_open(&self) -> bool;
     /// An agent offers its connection as a link. Gives the refusal, or takes it.
@@ -802,7 +804,11 @@ impl<S: Side> App for Bridge<S> {
         self.side.stop(core, &mut self.orders);
         let fronts: Vec<Token> = core
             .peers()
-            .filter(|(_, peer)| matches!(peer.seat, Seat::Front | Seat::Exchange(_)))
+            .filter(|(token, peer)| match peer.seat {
+                Seat::Front => !self.side.is_kept(*token),
+                Seat::Exchange(_) => true,
+                Seat::Own => false,
+            })
             .map(|(token, _)| token)
             .collect();
         for token in fronts {

@@ -239,7 +239,12 @@ impl Side for Relay {
     }
 
     fn is_owed(&self) -> bool {
-        self.queues.is_owed()
+        // An answer may come to any of the doors: none is closed before all messages are answered.
+        self.workers.have_messages()
+    }
+
+    fn is_kept(&self, front: Token) -> bool {
+        self.queues.has_given(front)
     }
 
     fn offer(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) -> Option<Answer> {
@@ -435,7 +440,7 @@ impl Side for Relay {
     }
 
     fn keeps_its_door_open(&self) -> bool {
-        self.queues.is_owed() || self.workers.have_polls()
+        self.workers.have_messages() || self.workers.have_polls()
     }
 
     fn is_out(&self, core: &mut Core, back: Token) -> bool {
@@ -577,6 +582,7 @@ impl Relay {
     /// What another worker says.
     fn word(&mut self, core: &mut Core, word: Word, orders: &mut Vec<Order>) {
         match word {
+            Word::Over => {}
             Word::Wanted(name, by) => {
                 let tunnel = self.tunnels.find(&name);
                 if tunnel.is_some_and(|tunnel| {

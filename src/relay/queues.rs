@@ -195,9 +195,9 @@ impl Queues {
         }
     }
 
-    /// Whether there are messages that can still be answered.
-    pub(super) fn is_owed(&self) -> bool {
-        self.letters.len() > self.spare.len()
+    /// Whether this connection was given a message that is not answered yet; its answer may come on it.
+    pub(super) fn has_given(&self, token: Token) -> bool {
+        self.handed.contains_key(&token)
     }
 }
 
@@ -482,6 +482,7 @@ impl Relay {
         if let Some(mail) = self.tunnels.mail(tunnel) {
             mail.messages += 1;
         }
+        self.workers.message_begins();
         while let Some(far) = self.queues.spare.pop() {
             if let Some(letter) = self.queues.letters.get_mut(&far)
                 && core.peer(letter.near).is_some_and(|near| near.can_be_asked())
@@ -535,6 +536,9 @@ impl Relay {
         let bytes = std::mem::take(&mut letter.bytes);
         if stage == Stage::Spare {
             return;
+        }
+        if self.workers.message_ends() && self.queues.stopping {
+            self.workers.say_over();
         }
         if let Stage::Out(id) = stage {
             self.queues.out.take_back(id);

@@ -18,6 +18,8 @@ struct Entry {
 /// What one worker tells another.
 #[derive(Debug)]
 pub enum Word {
+    /// No worker has a message any more that could be answered: who has waited with its end for that need not wait.
+    Over,
     /// A request waits for a link of this tunnel on that worker: does anybody have an idle one?
     Wanted(String, usize),
     /// That worker has an idle link of this tunnel: send it a request.
@@ -34,6 +36,8 @@ pub struct Directory {
     waiting: AtomicUsize,
     /// Some agent has polled, on any worker.
     polls: AtomicBool,
+    /// Messages on all workers that can still be answered.
+    messages: AtomicUsize,
 }
 
 /// One worker's view of it.
@@ -118,6 +122,28 @@ impl Workers {
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         (hash % self.mailboxes().len().max(1) as u64) as usize
+    }
+
+    /// A message is there that can be answered, on any of several doors.
+    pub fn message_begins(&self) {
+        self.directory.messages.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It is no more. True when it was the last one of all workers.
+    pub fn message_ends(&self) -> bool {
+        self.directory.messages.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+
+    /// Whether any worker has one.
+    pub fn have_messages(&self) -> bool {
+        self.directory.messages.load(Ordering::Relaxed) > 0
+    }
+
+    /// Wakes the others, so that they look whether they may end.
+    pub fn say_over(&self) {
+        for other in self.others() {
+            other.send(crate::reactor::Message::Word(Box::new(Word::Over)));
+        }
     }
 
     /// Whether there are others, one of which may wait for an agent's answer: it comes to any of the doors.

@@ -24,6 +24,7 @@ mod endings;
 mod failures;
 mod fallback;
 mod headers;
+mod hostile;
 mod links;
 mod load;
 mod logs;
