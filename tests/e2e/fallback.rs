@@ -305,7 +305,7 @@ fn an_attempt_at_the_upgrade_is_heard_while_the_polls_go_on() {
             _ => drop(wire),
         }
     }
-    assert_eq!((agent.log.count(POLLS), agent.log.count("warning")), (1, 0));
+    assert_eq!((agent.log.wait_for_count(1, POLLS).len(), agent.log.count("warning")), (1, 0));
     // The upgrade at last: what comes on it is served, and the polls end when they are answered.
     let mut link = loop {
         let mut wire = Wire::new(listener.accept().unwrap().0);

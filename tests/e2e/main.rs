@@ -29,6 +29,7 @@ mod links;
 mod load;
 mod logs;
 mod messages;
+mod polls;
 mod ptth;
 mod restarts;
 mod start;
