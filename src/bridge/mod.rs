@@ -472,7 +472,10 @@ impl<S: Side> Bridge<S> {
         let patience = core.now + core.config.deadlines.half_close;
         let Some(front) = core.peer(exchange.front).filter(|front| front.has_hung_up()) else { return };
         let heard_all = front.conn.has_heard_all();
+        // The far end of a pipe is not half there: it is gone, and with it whoever would have the answer.
+        let is_pipe = front.twin != Twin::None;
         if exchange.stage == Stage::Waiting
+            || is_pipe
             || heard_all && exchange.back.is_some_and(|back| !self.side.is_out(core, back))
         {
             // Nobody has heard of this request, and nobody is to.
