@@ -153,9 +153,12 @@ pub enum Means<'a> {
 /// Settles whether a request is an agent's. Under the host of a tunnel all are visitors'. `prefix` is where the queues are; empty
 /// for the root, where they share the paths with visitors of the tunnel `default`.
 pub fn means<'a>(head: &'a Head, framing: Framing, domain: &[u8], prefix: &[u8]) -> Means<'a> {
-    let path = path(head);
     let post = head.method() == b"POST";
-    // Nearly all requests end here.
+    // Nearly all requests end here, before anything of theirs is read again.
+    if !post && head.target().starts_with(b"/") && !head.target().starts_with(PACKED) {
+        return Means::Visit;
+    }
+    let path = path(head);
     if !(post || path.starts_with(PACKED)) || name_of_host(authority(head), domain).is_some() {
         return Means::Visit;
     }
