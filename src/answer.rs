@@ -82,6 +82,8 @@ codes! {
     UPSTREAM_LOST = "upstream-lost", 502, "connection_terminated";
     /// The upstream's answer was no HTTP, or one that two readers could understand differently.
     UPSTREAM_PROTOCOL = "upstream-protocol", 502, "http_protocol_error";
+    /// No byte has gone through a tunnel for too long. Only in the log.
+    TUNNEL_SILENT = "tunnel-silent", 504, "connection_timeout";
     /// A request's head was not complete in time.
     HEAD_TIMEOUT = "head-timeout", 408, "http_request_error";
     /// A request's body stopped coming.

@@ -55,6 +55,14 @@ pub struct Relay {
     #[arg(long)]
     pub open: bool,
 
+    /// Take connections of any kind in at this address and pass them to the tunnel's upstream, byte by byte; may be given again
+    #[arg(long, value_name = "ADDR:PORT=NAME")]
+    pub tcp: Vec<String>,
+
+    /// Let visitors go on with this protocol by `Upgrade`, or with any for `*` (but never h2c); may be given again
+    #[arg(long, value_name = "TOKEN", default_value = "websocket")]
+    pub allow_upgrade: Vec<String>,
+
     /// Turn no connections: agents that offer it are given their requests as messages (COMET)
     #[arg(long)]
     pub no_upgrade: bool,

@@ -8,8 +8,9 @@ use std::path::Path;
 use ipnet::IpNet;
 use log::LevelFilter;
 use ptth_proto::conn::Config;
+use ptth_proto::http::tunnel::is_never_passed;
 use ptth_proto::limits::{MAX_FIELDS, Wait};
-use ptth_proto::wire::fields::is_value;
+use ptth_proto::wire::fields::{is_token, is_value};
 use ptth_proto::wire::head::{Target as RequestTarget, is_host};
 
 use crate::agent::links::Size;
@@ -20,7 +21,7 @@ use crate::log::AccessLog;
 use crate::net::addr::Place;
 use crate::relay::agents::{Access, Agents};
 use crate::relay::route::TunnelName;
-use crate::relay::{self, Polling};
+use crate::relay::{self, Polling, Service};
 
 /// Where the relay listens that an agent without `--via` starts.
 pub const OWN_RELAY: &str = "127.0.0.1:9999";
@@ -115,9 +116,36 @@ pub fn relay(cli: &Relay) -> Result<relay::Settings, String> {
         return Err(format!("--domain {}: it is a host name, such as tunnels.example.org", cli.domain));
     }
     let trusted = cli.trust_forwarded.iter().map(|text| network(text)).collect::<Result<Vec<_>, _>>()?;
+    let services = cli.tcp.iter().map(|text| service(text)).collect::<Result<Vec<_>, _>>()?;
+    let upgrades = upgrades(&cli.allow_upgrade)?;
     let workers = usize::from(cli.workers);
     let access_logs = (0..workers).map(|_| access_log(&cli.common)).collect::<Result<Vec<_>, _>>()?;
-    Ok(relay::Settings { listen, domain, workers, trusted, config: config(&cli.common)?, access_logs, agents, polling })
+    let config = config(&cli.common)?;
+    Ok(relay::Settings { listen, services, upgrades, domain, workers, trusted, config, access_logs, agents, polling })
+}
+
+fn service(text: &str) -> Result<Service, String> {
+    let parts = text.split_once('=').and_then(|(listen, name)| {
+        Some(Service { listen: listen.parse().ok()?, name: TunnelName::of(name.as_bytes())? })
+    });
+    parts.ok_or_else(|| format!("--tcp {text}: it is ADDR:PORT=NAME, such as 0.0.0.0:2222=demo"))
+}
+
+fn upgrades(tokens: &[String]) -> Result<Vec<String>, String> {
+    for token in tokens {
+        let token = token.as_bytes();
+        // A protocol may have a version behind a slash (RFC 9110 §7.8).
+        if !token.split(|b| *b == b'/').all(is_token) {
+            return Err(format!("--allow-upgrade {}: it is a protocol, such as websocket", token.escape_ascii()));
+        }
+        if is_never_passed(token) {
+            return Err(format!(
+                "--allow-upgrade {}: behind it, requests would come that nobody has looked at; it is never passed on",
+                token.escape_ascii()
+            ));
+        }
+    }
+    Ok(tokens.to_vec())
 }
 
 fn polling(cli: &Relay) -> Result<Polling, String> {
@@ -172,6 +200,8 @@ pub fn reverse(cli: &Reverse) -> Result<(agent::Settings, Option<relay::Settings
         Some(_) => None,
         None => Some(relay::Settings {
             listen: vec![listen(OWN_RELAY)?],
+            services: Vec::new(),
+            upgrades: vec!["websocket".into()],
             domain: "localhost".into(),
             workers: 1,
             trusted: Vec::new(),

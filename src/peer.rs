@@ -38,6 +38,8 @@ enum Life {
     /// Being connected, since then.
     Connecting(Instant),
     Open,
+    /// Our direction of a tunnel has ended; the peer's goes on.
+    Half,
     /// Our direction has ended, at that time; what still comes is thrown away.
     Shut(Instant),
     /// To be dropped at the end of the turn.
@@ -238,7 +240,7 @@ impl Peer {
 
     /// What the peer is waited for.
     pub fn interest(&self, config: &Config) -> Interest {
-        let open = matches!(self.life, Life::Open | Life::Shut(_));
+        let open = matches!(self.life, Life::Open | Life::Half | Life::Shut(_));
         if self.deaf {
             // Only what it had said before.
             return Interest { read: open && !self.eof && self.input.len() < most_input(config), write: false };
@@ -332,8 +334,13 @@ impl Peer {
         Ok(())
     }
 
-    /// What is left to do for a closing connection after its output was flushed: true when it is over.
+    /// What is left to do for a closing connection, or a closing direction of it, after its output was flushed: true when it is
+    /// over.
     pub(crate) fn wind_up(&mut self, now: Instant) -> bool {
+        if self.life == Life::Open && self.conn.is_half_closed() && self.output.is_empty() {
+            self.transport.shutdown_write();
+            self.life = Life::Half;
+        }
         let Some(closing) = self.conn.closing() else { return false };
         if !self.output.is_empty() {
             return false;
@@ -346,7 +353,7 @@ impl Peer {
         if self.eof || self.deaf || !unread {
             return true;
         }
-        if self.life == Life::Open {
+        if matches!(self.life, Life::Open | Life::Half) {
             self.transport.shutdown_write();
             self.life = Life::Shut(now);
             return !self.conn.linger(now);
@@ -377,10 +384,12 @@ impl Peer {
         if let Twin::Near(_) = self.twin {
             return self.wait;
         }
-        let write = (!self.output.is_empty()).then(|| (self.took + deadlines.write, Wait::Write));
+        // Whoever reads from a tunnel may rest: a pager, a shell that is halted.
+        let patience = if self.conn.is_tunnel() { deadlines.tunnel } else { deadlines.write };
+        let write = (!self.output.is_empty()).then(|| (self.took + patience, Wait::Write));
         let conn = self.conn.deadline(deadlines).filter(|(_, wait)| match wait {
             // A peer that we don't read because its bytes have nowhere to go owes us nothing.
-            Wait::Body | Wait::Stream | Wait::Quiet => !self.held,
+            Wait::Body | Wait::Stream | Wait::Quiet | Wait::Tunnel | Wait::TunnelEnd => !self.held,
             // Counted from our last byte.
             Wait::Linger => self.is_lingering(),
             // A message may wait in a queue before anybody can answer it: the queue counts.

@@ -203,6 +203,7 @@ fn describe(event: &Event<'_>, head: &Head) -> Vec<u8> {
         Event::Informational => format!("informational {}", head.status()).into_bytes(),
         Event::Response(_) => format!("response {}", head.status()).into_bytes(),
         Event::Turned => b"turned".to_vec(),
+        Event::Switched => format!("switched {}", head.status()).into_bytes(),
         Event::Data(data) => [b"data ", *data].concat(),
         Event::End { .. } => b"end".to_vec(),
         Event::Closed => b"closed".to_vec(),

@@ -23,6 +23,7 @@ use crate::error::{CloseReason, Error, Fault, Misuse};
 use crate::http::body::{Reader, Writer};
 use crate::http::exchange::{Exchange, Move, Phase};
 use crate::http::framing::{Asked, Framing, framing};
+use crate::http::tunnel::{Flow, Tunnel};
 use crate::limits::{BLANK_LINES, Deadlines, Limits, NET_PTTH_PAUSE, NET_PTTH_QUIET, Wait};
 use crate::link::upgrade::{self, Profile, Token};
 use crate::role::Role;
@@ -45,6 +46,9 @@ pub enum Event<'a> {
     Response(Framing),
     /// The offer was taken; the connection is turned and we are the server on it.
     Turned,
+    /// The request's offer to switch protocols was taken by a 101, or its CONNECT by a 2xx; the head stands in `head`. From here on
+    /// there are only [`Event::Data`] and one [`Event::End`].
+    Switched,
     /// A piece of the body, never empty.
     Data(&'a [u8]),
     /// The message is complete. With `trailers` its trailer fields stand in `head`.
@@ -137,6 +141,8 @@ enum State {
     Pausing(Http),
     /// Turned.
     Link(Http),
+    /// No HTTP any more: bytes both ways.
+    Tunnel(Tunnel),
     /// The peer broke the rules; a server may still say so.
     Broken(Http, Error),
     /// Only what was appended is still to be sent.
@@ -168,7 +174,12 @@ impl Conn {
         Conn { state: State::Link(Http::new(role, Profile::Standard, now)) }
     }
 
-    /// Our role at the moment; `None` once the connection is closing.
+    /// A connection that is a tunnel from the start: bytes without HTTP.
+    pub fn tunnel(now: Instant) -> Conn {
+        Conn { state: State::Tunnel(Tunnel::new(now)) }
+    }
+
+    /// Our role at the moment; `None` in a tunnel, and once the connection is closing.
     pub fn role(&self) -> Option<Role> {
         self.http().map(|http| http.role)
     }
@@ -176,6 +187,17 @@ impl Conn {
     /// Whether the connection was turned and still lives.
     pub fn is_link(&self) -> bool {
         matches!(self.state, State::Link(_) | State::Pausing(_))
+    }
+
+    /// Whether it is a tunnel: bytes without HTTP, in one direction at least.
+    pub fn is_tunnel(&self) -> bool {
+        matches!(self.state, State::Tunnel(_))
+    }
+
+    /// Whether our direction of a tunnel has ended and the peer's has not: once what was appended is sent, the driver is to end its
+    /// side of the socket, and to go on reading.
+    pub fn is_half_closed(&self) -> bool {
+        matches!(self.state, State::Tunnel(Tunnel { flow: Flow::Theirs, .. }))
     }
 
     /// Whether a new request may go out on it, or may come in: nothing of one is there yet.
@@ -193,6 +215,7 @@ impl Conn {
             State::Http(http) | State::Offering(http) | State::Pausing(http) | State::Link(http) => {
                 !matches!(http.theirs(), Phase::Done | Phase::MustClose | Phase::MightSwitch)
             }
+            State::Tunnel(tunnel) => tunnel.they_speak(),
             State::Offered(..) | State::Broken(..) | State::Closed(_) => false,
             State::Draining(_, closing, _) => *closing == Closing::Linger,
         }
@@ -223,13 +246,19 @@ impl Conn {
     }
 
     /// Whether our own message is still due: a server that has not finished its answer, a client that has not finished its
-    /// request.
+    /// request. In a tunnel, whether our direction is open.
     pub fn is_speaking(&self) -> bool {
-        self.http().is_some_and(|http| matches!(http.ours(), Phase::Answering | Phase::Body))
+        match &self.state {
+            State::Tunnel(tunnel) => tunnel.we_speak(),
+            _ => self.http().is_some_and(|http| matches!(http.ours(), Phase::Answering | Phase::Body)),
+        }
     }
 
-    /// Whether the peer's message is whole.
+    /// Whether the peer's message is whole; in a tunnel, whether its direction has ended.
     pub fn has_heard_all(&self) -> bool {
+        if let State::Tunnel(tunnel) = &self.state {
+            return !tunnel.they_speak();
+        }
         self.http().is_none_or(|http| !matches!(http.theirs(), Phase::Idle | Phase::Answering | Phase::Body))
     }
 
@@ -267,6 +296,11 @@ impl Conn {
             State::Offered(..) | State::Pausing(_) if input.is_empty() => Ok((0, None)),
             State::Offered(..) => Err(Fault::BytesBehindOffer.into()),
             State::Pausing(_) => Err(Fault::UnexpectedData.into()),
+            State::Tunnel(_) if input.is_empty() => Ok((0, None)),
+            State::Tunnel(tunnel) => {
+                tunnel.since = now;
+                Ok((input.len(), Some(Event::Data(input))))
+            }
             State::Broken(_, error) => return Err(*error),
             State::Draining(..) | State::Closed(_) => Ok((input.len(), None)),
         };
@@ -289,7 +323,7 @@ impl Conn {
         head: &Head,
     ) -> Result<Option<Event<'a>>, Error> {
         match (self.state, event) {
-            (State::Offering(http), Event::Turned) => match upgrade::switched(head, http.lone_lf) {
+            (State::Offering(http), Event::Switched) => match upgrade::switched(head, http.lone_lf) {
                 Ok(profile) => {
                     self.state = State::Link(Http::new(!http.role, profile, now));
                     Ok(Some(Event::Turned))
@@ -299,10 +333,10 @@ impl Conn {
                     Err(error)
                 }
             },
-            // Nobody but an agent that has offered is waiting for a 101.
-            (_, Event::Turned) => {
-                self.break_off(Fault::UnaskedSwitch.into());
-                Err(Fault::UnaskedSwitch.into())
+            // A 101 or a 2xx that was asked for: `Http::response` gives no other.
+            (State::Http(_) | State::Link(_), Event::Switched) => {
+                self.state = State::Tunnel(Tunnel::new(now));
+                Ok(Some(Event::Switched))
             }
             (State::Offering(http), Event::Response(framing)) => {
                 self.state = State::Http(http);
@@ -353,6 +387,10 @@ impl Conn {
     pub fn eof(&mut self, now: Instant, leftover: usize) -> Result<Option<Event<'static>>, Error> {
         let step = match &mut self.state {
             State::Http(http) | State::Offering(http) | State::Link(http) => http.eof(leftover),
+            State::Tunnel(tunnel) => {
+                tunnel.end_theirs(now);
+                Ok(Some(Event::End { trailers: false }))
+            }
             State::Offered(..) | State::Pausing(_) => Ok(Some(Event::Closed)),
             State::Broken(_, error) => return Err(*error),
             State::Draining(reason, ..) => {
@@ -489,10 +527,59 @@ impl Conn {
         let start = out.len();
         let done = http.send_response(now, out, status, reason, body, fields);
         undo(done, out, start)?;
-        if let State::Offered(http, ..) = self.state {
+        match self.state {
             // The offer is refused; what the peer says next is a request again.
-            self.state = State::Http(http);
+            State::Offered(http, ..) => self.state = State::Http(http),
+            State::Http(http) | State::Link(http) if http.asked == Asked::Connect && (200..300).contains(&status) => {
+                self.state = State::Tunnel(Tunnel::new(now));
+            }
+            _ => {}
         }
+        Ok(())
+    }
+
+    /// The request in progress, which is whole and has no body, offers to switch protocols: its `Upgrade` and `Connection` are among
+    /// the fields that were sent or heard. Until the answer nothing more is read of it, on a server's side, or sent.
+    ///
+    /// # Errors
+    /// When no such request is under way, or the connection ends with it.
+    pub fn offer_switch(&mut self) -> Result<(), Error> {
+        let (State::Http(http) | State::Link(http)) = &mut self.state else {
+            return Err(Misuse::OutOfTurn.into());
+        };
+        let phases = (http.exchange.phase(Role::Client), http.exchange.phase(Role::Server));
+        if phases != (Phase::Done, Phase::Answering) || http.asked == Asked::Connect {
+            return Err(Misuse::OutOfTurn.into());
+        }
+        http.exchange.offer();
+        Ok(())
+    }
+
+    /// Takes a visitor's offer to switch protocols: sends the 101. `fields` are all but `Connection`. The connection is a
+    /// tunnel then.
+    ///
+    /// # Errors
+    /// When nothing was offered ([`Conn::offer_switch`]), or a value can't be sent; nothing is appended then.
+    pub fn send_switch(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<u8>,
+        fields: impl FnOnce(&mut FieldWriter<'_>),
+    ) -> Result<(), Error> {
+        let (State::Http(http) | State::Link(http)) = &mut self.state else {
+            return Err(Misuse::OutOfTurn.into());
+        };
+        let mut exchange = http.exchange;
+        exchange.make(Role::Server, Move::Switch)?;
+        let start = out.len();
+        let done = head::write_status_line(101, head::reason(101).as_bytes(), out).and_then(|()| {
+            let mut writer = FieldWriter::new(out);
+            writer.field("Connection", "Upgrade");
+            fields(&mut writer);
+            writer.finish()
+        });
+        undo(done, out, start)?;
+        self.state = State::Tunnel(Tunnel::new(now));
         Ok(())
     }
 
@@ -501,6 +588,14 @@ impl Conn {
     /// # Errors
     /// When no body is being sent, or it is more than was announced; nothing is appended then.
     pub fn send_data(&mut self, now: Instant, data: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+        if let State::Tunnel(tunnel) = &mut self.state {
+            if !tunnel.we_speak() {
+                return Err(Misuse::OutOfTurn.into());
+            }
+            tunnel.since = now;
+            out.extend_from_slice(data);
+            return Ok(());
+        }
         let http = self.http_mut().ok_or(Error::Local(Misuse::OutOfTurn))?;
         let mut exchange = http.exchange;
         exchange.make(http.role, Move::Data)?;
@@ -510,11 +605,16 @@ impl Conn {
         Ok(())
     }
 
-    /// Ends the message, with trailers where they can be sent.
+    /// Ends the message, with trailers where they can be sent; in a tunnel, our direction.
     ///
     /// # Errors
     /// When no body is being sent, or less of it came than was announced.
     pub fn send_end(&mut self, now: Instant, trailers: Option<&Fields>, out: &mut Vec<u8>) -> Result<(), Error> {
+        if let State::Tunnel(tunnel) = &mut self.state {
+            tunnel.end_ours(now)?;
+            self.settle(now);
+            return Ok(());
+        }
         let http = self.http_mut().ok_or(Error::Local(Misuse::OutOfTurn))?;
         let mut exchange = http.exchange;
         exchange.make(http.role, Move::End)?;
@@ -527,6 +627,9 @@ impl Conn {
 
     /// The driver has held the peer back and now reads on: the patience with it starts anew.
     pub fn touch(&mut self, now: Instant) {
+        if let State::Tunnel(tunnel) = &mut self.state {
+            tunnel.since = now;
+        }
         if let Some(http) = self.http_mut() {
             http.since = now;
         }
@@ -566,6 +669,8 @@ impl Conn {
             State::Draining(_, Closing::Linger, since) => (*since, deadlines.linger, Wait::Linger),
             State::Http(http) => http.deadline(deadlines, false)?,
             State::Link(http) => http.deadline(deadlines, true)?,
+            State::Tunnel(Tunnel { flow: Flow::Both, since }) => (*since, deadlines.tunnel, Wait::Tunnel),
+            State::Tunnel(Tunnel { since, .. }) => (*since, deadlines.tunnel_end, Wait::TunnelEnd),
             _ => return None,
         };
         Some((since + patience, wait))
@@ -598,6 +703,10 @@ impl Conn {
         let (http, error) = match &mut self.state {
             State::Http(http) | State::Link(http) => (http, None),
             State::Broken(http, error) => (http, Some(*error)),
+            State::Tunnel(Tunnel { flow: Flow::Neither, .. }) => {
+                self.state = State::Closed(CloseReason::TunnelOver);
+                return;
+            }
             _ => return,
         };
         if http.exchange.start_next() {
@@ -650,7 +759,7 @@ impl Conn {
             | State::Pausing(http)
             | State::Link(http)
             | State::Broken(http, _) => Some(http),
-            State::Draining(..) | State::Closed(_) => None,
+            State::Tunnel(_) | State::Draining(..) | State::Closed(_) => None,
         }
     }
 
@@ -662,7 +771,7 @@ impl Conn {
             | State::Pausing(http)
             | State::Link(http)
             | State::Broken(http, _) => Some(http),
-            State::Draining(..) | State::Closed(_) => None,
+            State::Tunnel(_) | State::Draining(..) | State::Closed(_) => None,
         }
     }
 }
@@ -774,7 +883,7 @@ impl Http {
         match head.status() {
             101 => {
                 self.exchange.make(Role::Server, Move::Switch).map_err(|_| Fault::UnaskedSwitch)?;
-                return Ok(Event::Turned);
+                return Ok(Event::Switched);
             }
             100..200 => {
                 self.exchange.make(Role::Server, Move::Informational)?;
@@ -784,6 +893,12 @@ impl Http {
             _ => {}
         }
         let framing = framing(head, Some(self.asked))?;
+        if self.asked == Asked::Connect && matches!(head.status(), 200..300) {
+            if self.exchange.phase(Role::Client) == Phase::Body {
+                return Err(Fault::UnaskedSwitch.into());
+            }
+            return Ok(Event::Switched);
+        }
         self.exchange.make(Role::Server, Move::Response)?;
         // net-ptth goes on after a body that only silence ends.
         let ends_by_close = framing == Framing::UntilClose && self.profile != Profile::NetPtth;
@@ -829,7 +944,7 @@ impl Http {
                 Ok(Some(Event::End { trailers: false }))
             }
             // The message was whole; only no other can follow it.
-            (_, Phase::Done | Phase::MustClose | Phase::Closed, _) => {
+            (_, Phase::Done | Phase::MustClose | Phase::Closed | Phase::MightSwitch, _) => {
                 self.exchange.do_not_keep();
                 Ok(None)
             }

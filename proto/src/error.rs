@@ -240,6 +240,8 @@ pub enum CloseReason {
     EndOfBody,
     /// The answer was complete before the request was.
     AnsweredEarly,
+    /// The tunnel has ended, in both directions.
+    TunnelOver,
     /// We are going away.
     Draining,
     /// The connection failed.
@@ -254,6 +256,7 @@ impl CloseReason {
             CloseReason::NotKept => "it was not to be kept",
             CloseReason::EndOfBody => "closing ended the body",
             CloseReason::AnsweredEarly => "the answer came before the request's end",
+            CloseReason::TunnelOver => "both directions of its tunnel have ended",
             CloseReason::Draining => "we are stopping",
             CloseReason::Failed(error) => error.code(),
         }

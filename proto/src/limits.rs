@@ -117,6 +117,11 @@ named_numbers! {
         /// A response's body between two reads that bring something. Event streams may be silent for long, and nobody
         /// notices when nothing is lost; but not for ever.
         stream = "stream", Duration::from_secs(3600), "a response's body without a byte";
+        /// A tunnel, after an upgrade or for TCP, in which no byte goes either way. A WebSocket may rest for hours, a shell over
+        /// night; TCP keep-alive watches both ends meanwhile. HAProxy's documentation has an hour in `timeout tunnel`.
+        tunnel = "tunnel", Duration::from_secs(24 * 3600), "a tunnel or WebSocket without a byte";
+        /// The same when one direction has ended: what is still to come is an answer. HAProxy: `timeout client-fin`.
+        tunnel_end = "tunnel-end", Duration::from_secs(3600), "a tunnel without a byte, one direction of which has ended";
         /// Output that the peer doesn't take. nginx's `send_timeout`.
         write = "write", Duration::from_secs(60), "bytes that a peer does not take";
         /// A request waiting for a link of its tunnel.
@@ -171,6 +176,10 @@ pub enum Wait {
     Answer,
     /// [`Deadlines::stream`]
     Stream,
+    /// [`Deadlines::tunnel`]
+    Tunnel,
+    /// [`Deadlines::tunnel_end`]
+    TunnelEnd,
     /// [`Deadlines::write`]
     Write,
     /// [`Deadlines::link`]
@@ -198,6 +207,8 @@ impl Wait {
             Wait::Upgrade => "upgrade",
             Wait::Answer => "answer",
             Wait::Stream => "stream",
+            Wait::Tunnel => "tunnel",
+            Wait::TunnelEnd => "tunnel-end",
             Wait::Write => "write",
             Wait::Link => "link",
             Wait::HalfClose => "half-close",

@@ -22,13 +22,13 @@ use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::{FieldWriter, Head};
 
 use crate::answer::{Answer, Code};
-use crate::bridge::exchange::Exchange;
+use crate::bridge::exchange::{Exchange, Kind};
 use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side};
 use crate::log::AccessLog;
 use crate::net::Transport;
 use crate::net::addr::{Place, Remote};
 use crate::peer::{Peer, Seat, Twin};
-use crate::reactor::{Core, Loss, Mailbox, Message, Reactor};
+use crate::reactor::{Core, Door, Loss, Mailbox, Message, Reactor};
 use hello::Hello;
 use links::{Dial, Links, Lost, Size};
 use polls::{Polls, Way};
@@ -419,7 +419,29 @@ impl Agent {
 impl Side for Agent {
     const PROGRAM: &'static str = "ptth-reverse";
 
+    fn accepted(&mut self, _: &mut Core, _: Token, _: Door, _: &mut Vec<Order>) {}
+
+    /// The relay has settled what it passes on.
+    fn switches(&self, _: &[u8]) -> bool {
+        true
+    }
+
+    fn connects(&self) -> Result<(), Answer> {
+        match self.upstream.target() {
+            Target::Hello => {
+                let text = "The agent's upstream is its built-in page (`hello`), which speaks nothing but HTTP.";
+                Err(Answer::new(Code::CONNECT, text))
+            }
+            Target::Place(_) => Ok(()),
+        }
+    }
+
     fn assign(&mut self, core: &mut Core, id: usize, exchange: &mut Exchange) -> Assign {
+        // To its own upstream and to no other, whatever the authority of a CONNECT says.
+        let conn = |now| match exchange.kind {
+            Kind::Connect => Conn::tunnel(now),
+            Kind::Http | Kind::Switch => Conn::client(now),
+        };
         let first = exchange.tries == 0 && exchange.dialled == 0 && exchange.failure.is_none();
         if first {
             if self.links.is_busy(exchange.key)
@@ -429,7 +451,9 @@ impl Side for Agent {
                 front.conn.do_not_keep();
             }
             self.fill(core);
-            if let Some(back) = self.upstream.take_idle(|back| core.peer(back).is_some_and(|peer| peer.can_be_asked()))
+            if exchange.kind != Kind::Connect
+                && let Some(back) =
+                    self.upstream.take_idle(|back| core.peer(back).is_some_and(|peer| peer.can_be_asked()))
             {
                 return Assign::Back(back);
             }
@@ -438,9 +462,10 @@ impl Side for Agent {
         let reached = loop {
             let dialled = match self.upstream.reach(core.now, id, exchange.dialled) {
                 Reach::Address(address) => Transport::dial(address)
-                    .and_then(|socket| core.add(socket, Remote::Ip(address), Conn::client(core.now), true)),
-                Reach::Unix(path) if exchange.dialled == 0 => Transport::dial_unix(&path)
-                    .and_then(|socket| core.add(socket, Remote::Unix, Conn::client(core.now), true)),
+                    .and_then(|socket| core.add(socket, Remote::Ip(address), conn(core.now), true)),
+                Reach::Unix(path) if exchange.dialled == 0 => {
+                    Transport::dial_unix(&path).and_then(|socket| core.add(socket, Remote::Unix, conn(core.now), true))
+                }
                 Reach::Hello => Ok(self.hello.connect(core, HELLO)),
                 Reach::LookUp(place) => {
                     if let Some(place) = place

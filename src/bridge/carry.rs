@@ -1,15 +1,17 @@
-//! Carrying bytes between the two peers of an exchange: the request's body one way, the response the other. Each call moves one
-//! event; whoever calls goes on while something moves.
+//! Carrying bytes between the two peers of an exchange: the request's body one way, the response the other; in a tunnel, whatever
+//! comes. Each call moves one event; whoever calls goes on while something moves.
 
 use mio::Token;
 use ptth_proto::conn::{Body, Event};
 use ptth_proto::error::{Error, Fault};
 use ptth_proto::http::framing::{Framing, content_length};
+use ptth_proto::http::tunnel::is_answer_to;
 use ptth_proto::time::Instant;
+use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::Head;
 
 use super::BackFault;
-use super::exchange::{Exchange, Stage};
+use super::exchange::{Exchange, Kind, Stage};
 use crate::answer::code_of;
 use crate::peer::Peer;
 use crate::reactor::Core;
@@ -22,6 +24,10 @@ pub(super) enum Flow {
     Moved,
     /// The response is complete.
     Over,
+    /// There is to be no tunnel.
+    Refused,
+    /// One end of the tunnel is gone before its time.
+    Broken(Token),
     /// The front failed.
     Front(Error),
     /// The back failed.
@@ -120,7 +126,18 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flo
     };
     exchange.heard = true;
     let flow = match event {
+        Event::Informational if exchange.kind == Kind::Connect => Ok(Flow::Moved),
         Event::Informational => inform(to, head),
+        Event::Switched => {
+            exchange.status = head.status();
+            exchange.stage = Stage::Tunnel;
+            switch(to, head, exchange, now)
+        }
+        Event::Response(_) if exchange.kind == Kind::Connect => {
+            exchange.status = head.status();
+            exchange.code = code_of(head);
+            Ok(Flow::Refused)
+        }
         Event::Response(framing) => {
             exchange.status = head.status();
             exchange.code = code_of(head);
@@ -151,6 +168,92 @@ fn back_ended(from: &mut Peer, to: &mut Peer, now: Instant) -> Flow {
         Err(Error::Peer(Fault::EarlyEnd)) => Flow::Back(BackFault::Lost(None)),
         Err(error) => Flow::Back(BackFault::Protocol(error)),
     }
+}
+
+/// The next hop has gone over to bytes: so do we. A front that never spoke HTTP is told nothing.
+fn switch(to: &mut Peer, head: &Head, exchange: &Exchange, now: Instant) -> Result<Flow, Error> {
+    if exchange.kind == Kind::Connect {
+        return Ok(Flow::Moved);
+    }
+    if !is_answer_to(head, &exchange.head) {
+        return Err(Fault::SwitchedElsewhere.into());
+    }
+    to.conn.send_switch(now, to.output.vec(), |fields| {
+        for token in head.fields.all(Name::Upgrade) {
+            fields.field("Upgrade", token);
+        }
+        head.fields.end_to_end().for_each(|field| fields.copy(field));
+    })?;
+    Ok(Flow::Moved)
+}
+
+/// The back that a CONNECT asked for is being made, or stands: then the front hears so, and both are a tunnel.
+pub(super) fn connect(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
+    let now = core.now;
+    let Some((from, to, ..)) = core.between(back, exchange.front) else {
+        return Flow::Back(BackFault::Lost(None));
+    };
+    if from.is_connecting() {
+        return Flow::Still;
+    }
+    exchange.status = 200;
+    exchange.stage = Stage::Tunnel;
+    match to.conn.send_response(now, to.output.vec(), (200, b"OK"), Body::None, |_| {}) {
+        Ok(()) => Flow::Moved,
+        Err(error) => Flow::Front(error),
+    }
+}
+
+/// Carries bytes through a tunnel, both ways. Each direction ends by itself; when both have, it is over.
+pub(super) fn tunnel(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
+    let front = exchange.front;
+    let there = stream(core, front, back, &mut exchange.bytes_in);
+    let home = stream(core, back, front, &mut exchange.bytes_out);
+    match (there, home) {
+        (Err(gone), _) | (_, Err(gone)) => return Flow::Broken(gone),
+        (Ok(false), Ok(false)) => {}
+        _ => return Flow::Moved,
+    }
+    // One that takes nothing more has given what it had: nothing is left to wait for.
+    let ended = |peer: &mut Peer| peer.is_deaf() && peer.conn.has_heard_all();
+    if let Some(deaf) = [front, back].into_iter().find(|end| core.peer(*end).is_some_and(ended)) {
+        return Flow::Broken(deaf);
+    }
+    let over = core.peer(front).is_none_or(|front| front.conn.closing().is_some());
+    if over { Flow::Over } else { Flow::Still }
+}
+
+/// One direction of a tunnel: whether something moved, or which end is gone.
+fn stream(core: &mut Core, from: Token, to: Token, bytes: &mut u64) -> Result<bool, Token> {
+    let now = core.now;
+    let most = core.config.limits.buffer;
+    let (source, sink) = (from, to);
+    let Some((from, to, head, config)) = core.between(from, to) else { return Err(from) };
+    if from.conn.has_heard_all() || to.is_deaf() || hold(from, to, most, now) {
+        return Ok(false);
+    }
+    let used = match from.conn.recv(now, from.input.bytes(), head, config) {
+        Ok((used, Some(Event::Data(data)))) => {
+            *bytes += data.len() as u64;
+            to.conn.send_data(now, data, to.output.vec()).map_err(|_| sink)?;
+            used
+        }
+        Ok((used, _)) => used,
+        Err(_) => return Err(source),
+    };
+    from.input.consume(used);
+    if used > 0 {
+        return Ok(true);
+    }
+    if from.broken {
+        return Err(source);
+    }
+    if from.tell_eof() {
+        from.conn.eof(now, 0).map_err(|_| source)?;
+        to.conn.send_end(now, None, to.output.vec()).map_err(|_| sink)?;
+        return Ok(true);
+    }
+    Ok(false)
 }
 
 fn inform(to: &mut Peer, head: &Head) -> Result<Flow, Error> {

@@ -12,17 +12,32 @@ use crate::net::addr::Remote;
 use crate::peer::NO_KEY;
 use crate::reactor::slots::Slots;
 
+/// What an exchange may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A request and its response, and no more.
+    Http,
+    /// The request offers to go on with another protocol (`Upgrade`): a tunnel, if the response is a 101.
+    Switch,
+    /// CONNECT: a tunnel, if the response is a 2xx.
+    Connect,
+}
+
 /// How far an exchange has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// It has no back yet.
     Waiting,
+    /// The back is being connected, and is all that is asked for: a CONNECT has come to where it ends.
+    Connecting,
     /// The head is on its way out; none of the body was taken from the front.
     Asking,
     /// The bodies flow.
     Streaming,
     /// The response's body has ended by silence; the front is to hear its end.
     Ending,
+    /// No messages any more: bytes both ways.
+    Tunnel,
 }
 
 /// One request and its response.
@@ -36,6 +51,8 @@ pub struct Exchange {
     pub key: usize,
     /// Where it goes out.
     pub back: Option<Token>,
+    /// What it may become.
+    pub kind: Kind,
     /// How far it has come.
     pub stage: Stage,
     /// The request's head.
@@ -109,6 +126,7 @@ impl Exchanges {
             front,
             key: NO_KEY,
             back: None,
+            kind: Kind::Http,
             stage: Stage::Waiting,
             head: self.heads.pop().unwrap_or_default(),
             framing,

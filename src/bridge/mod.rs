@@ -17,6 +17,7 @@ use mio::Token;
 use ptth_proto::conn::{Body, Event};
 use ptth_proto::error::{Error, Fault};
 use ptth_proto::http::framing::{Asked, Framing};
+use ptth_proto::http::tunnel;
 use ptth_proto::limits::Wait;
 use ptth_proto::wire::head::{FieldWriter, Head, Version, is_idempotent};
 
@@ -24,10 +25,10 @@ use crate::answer::{Answer, Code, wants_json};
 use crate::log::{AccessLog, Line};
 use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat, Twin};
-use crate::reactor::{App, Core, Loss, Mailbox, Message};
+use crate::reactor::{App, Core, Door, Loss, Mailbox, Message};
 pub(crate) use carry::hold;
 use carry::{Flow, ask, home};
-use exchange::{Exchange, Exchanges, Stage};
+use exchange::{Exchange, Exchanges, Kind, Stage};
 
 /// Where a request goes.
 #[derive(Debug)]
@@ -96,6 +97,12 @@ pub trait Side {
     /// The program's name, for pages and logs.
     const PROGRAM: &'static str;
 
+    /// A connection was accepted at this door.
+    fn accepted(&mut self, core: &mut Core, token: Token, door: Door, orders: &mut Vec<Order>);
+    /// Whether a visitor may go on with this protocol.
+    fn switches(&self, token: &[u8]) -> bool;
+    /// Whether a front may ask for a tunnel by CONNECT; the refusal if not.
+    fn connects(&self) -> Result<(), Answer>;
     /// A request has come in on a front: where to?
     fn assign(&mut self, core: &mut Core, id: usize, exchange: &mut Exchange) -> Assign;
     /// The exchange needs no back any more; it was told [`Assign::Later`].
@@ -317,6 +324,9 @@ impl<S: Side> Bridge<S> {
     /// A request's head is here.
     fn begin(&mut self, core: &mut Core, front: Token, framing: Framing) {
         let now = core.now;
+        let kind = self.kind(core, framing);
+        // To what may become a tunnel, no body and one of no length are the same.
+        let framing = if kind == Kind::Http { framing } else { Framing::Empty };
         if framing == Framing::Empty {
             take_bodiless(core, front, framing);
         }
@@ -324,7 +334,12 @@ impl<S: Side> Bridge<S> {
         let mut exchange = self.exchanges.begin(front, peer.remote, framing, now);
         std::mem::swap(&mut exchange.head, head);
         exchange.key = peer.key;
-        let connect = exchange.head.method() == b"CONNECT";
+        exchange.kind = match kind {
+            // A visitor that ends its connection with this answer has nothing to go on with.
+            Kind::Switch if peer.conn.offer_switch().is_err() => Kind::Http,
+            kind => kind,
+        };
+        let by_http = !peer.conn.is_tunnel();
         let id = self.exchanges.insert(exchange);
         peer.seat = Seat::Exchange(id);
         // The program's own word, where it comes by a pipe: it was taken on already.
@@ -333,11 +348,23 @@ impl<S: Side> Bridge<S> {
         if self.running != Running::Yes && is_new {
             return self.answer(core, id, stopping());
         }
-        if connect {
-            let text = "This relay carries HTTP requests; a tunnel for other protocols by CONNECT is not among them.";
-            return self.answer(core, id, Answer::new(Code::CONNECT, text));
+        if kind == Kind::Connect
+            && by_http
+            && let Err(refusal) = self.side.connects()
+        {
+            return self.answer(core, id, refusal);
         }
         self.assign(core, id);
+    }
+
+    /// What the request in `core.head` may become.
+    fn kind(&self, core: &Core, framing: Framing) -> Kind {
+        let head = &core.head;
+        if head.method() == b"CONNECT" {
+            return Kind::Connect;
+        }
+        let switches = tunnel::offered(head, framing).any(|token| passes(&self.side, token));
+        if switches { Kind::Switch } else { Kind::Http }
     }
 
     fn assign(&mut self, core: &mut Core, id: usize) {
@@ -388,7 +415,8 @@ impl<S: Side> Bridge<S> {
             // The one that waited for it is gone: the next one, or a rest.
             return self.let_go(core, back);
         };
-        let Some(peer) = core.tell(back).filter(|peer| peer.can_be_asked()) else {
+        let is_raw = |peer: &Peer| exchange.kind == Kind::Connect && peer.conn.is_tunnel() && peer.is_alive();
+        let Some(peer) = core.tell(back).filter(|peer| peer.can_be_asked() || is_raw(peer)) else {
             self.orders.push(Order::Assign(id));
             return;
         };
@@ -397,15 +425,30 @@ impl<S: Side> Bridge<S> {
         exchange.back = Some(back);
         exchange.mark = peer.written;
         exchange.tries += 1;
+        if peer.conn.is_tunnel() {
+            exchange.stage = Stage::Connecting;
+            return self.mark(id);
+        }
         let target = self.side.target(exchange);
         let body = Body::from(exchange.framing);
         let sent = peer.conn.send_request(now, peer.output.vec(), (exchange.head.method(), &target), body, |fields| {
             self.side.request_fields(exchange, fields);
+            if exchange.kind == Kind::Switch {
+                let head = &exchange.head;
+                let offered = tunnel::offered(head, exchange.framing);
+                let passed: Vec<&[u8]> = offered.filter(|token| passes(&self.side, token)).collect();
+                fields.field("Connection", "Upgrade");
+                fields.field("Upgrade", passed.join(&b", "[..]));
+            }
         });
         let sent = match exchange.framing {
             Framing::Empty => {
                 exchange.stage = Stage::Streaming;
-                sent.and_then(|()| peer.conn.send_end(now, None, peer.output.vec()))
+                let sent = sent.and_then(|()| peer.conn.send_end(now, None, peer.output.vec()));
+                match exchange.kind {
+                    Kind::Switch => sent.and_then(|()| peer.conn.offer_switch()),
+                    Kind::Http | Kind::Connect => sent,
+                }
             }
             _ => {
                 exchange.stage = Stage::Asking;
@@ -449,16 +492,22 @@ impl<S: Side> Bridge<S> {
             let Some(exchange) = self.exchanges.get_mut(id) else { return };
             exchange.marked = false;
             let Some(back) = exchange.back else { return };
-            let (asked, answered) = match ask(core, exchange, back) {
-                Flow::Moved => (true, home(core, exchange, back)),
-                Flow::Still => (false, home(core, exchange, back)),
-                failed => (false, failed),
+            let (asked, answered) = match exchange.stage {
+                Stage::Tunnel => (false, carry::tunnel(core, exchange, back)),
+                Stage::Connecting => (false, carry::connect(core, exchange, back)),
+                _ => match ask(core, exchange, back) {
+                    Flow::Moved => (true, home(core, exchange, back)),
+                    Flow::Still => (false, home(core, exchange, back)),
+                    failed => (false, failed),
+                },
             };
             match answered {
                 Flow::Moved => carried = true,
                 Flow::Still if asked => carried = true,
                 Flow::Still => return self.check_front(core, id, carried),
                 Flow::Over => return self.finish(core, id),
+                Flow::Refused => return self.tunnel_refused(core, id),
+                Flow::Broken(end) => return self.tunnel_broken(core, id, end, None),
                 Flow::Front(error) => return self.front_failed(core, id, error),
                 Flow::Back(fault) => return self.back_failed(core, id, fault),
             }
@@ -470,6 +519,10 @@ impl<S: Side> Bridge<S> {
     fn check_front(&mut self, core: &mut Core, id: usize, carried: bool) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let patience = core.now + core.config.deadlines.half_close;
+        if core.peer(exchange.front).is_some_and(|front| front.conn.is_tunnel()) {
+            // Its end is one of two, and travels with the bytes.
+            return;
+        }
         let Some(front) = core.peer(exchange.front).filter(|front| front.has_hung_up()) else { return };
         let heard_all = front.conn.has_heard_all();
         // The far end of a pipe is not half there: it is gone, and with it whoever would have the answer.
@@ -496,17 +549,98 @@ impl<S: Side> Bridge<S> {
         exchange.code = Some(answer.code.name.into());
         let can = core.peer(exchange.front).is_some_and(|front| front.conn.can_respond());
         if can {
+            if exchange.kind == Kind::Connect
+                && let Some(front) = core.peer(exchange.front)
+            {
+                // Whoever has asked for a tunnel may go on as if it had one (RFC 9931 §4).
+                front.conn.do_not_keep();
+            }
             answer_early(core, exchange.front);
             exchange.status = answer.code.status;
             exchange.bytes_out = respond(S::PROGRAM, core, exchange.front, &exchange.head, exchange.number, &answer);
             self.finish(core, id);
         } else {
+            if exchange.kind == Kind::Connect {
+                // It has no page to read that on.
+                let (visitor, code) = (exchange.visitor, answer.code.name);
+                log::info!("a connection from {visitor} was closed ({code}): {}", answer.text);
+            }
             self.cancel(core, id, answer.code);
         }
     }
 
-    /// Ends an exchange whose response is complete.
+    /// The next hop won't have the tunnel: the front, which speaks no HTTP, is closed, and so is the back, on which someone may go on
+    /// as if there were one (RFC 9931 §4).
+    fn tunnel_refused(&mut self, core: &mut Core, id: usize) {
+        let now = core.now;
+        self.drop_back(core, id);
+        let Some(exchange) = self.exchanges.end(id) else { return };
+        let code = exchange.code.as_deref().unwrap_or("-");
+        log::info!(
+            "a connection from {} was closed: the tunnel `{}` was refused with {} ({code})",
+            exchange.visitor,
+            self.side.tunnel(&exchange),
+            exchange.status
+        );
+        self.write_line(core, &exchange);
+        self.side.forget(id, &exchange);
+        if let Some(peer) = core.peer(exchange.front) {
+            peer.seat = Seat::Front;
+            peer.conn.close(now);
+            core.touch(exchange.front);
+        }
+        self.exchanges.recycle(exchange);
+    }
+
+    /// One end of a tunnel is gone before its time, or both have been silent for too long: the other is not to take what it has for
+    /// the whole.
+    fn tunnel_broken(&mut self, core: &mut Core, id: usize, end: Token, code: Option<Code>) {
+        let now = core.now;
+        let Some(mut exchange) = self.exchanges.end(id) else { return };
+        let code = code.unwrap_or_else(|| match end == exchange.front {
+            true => Code::VISITOR_GONE,
+            false => self.side.fault(&exchange, &BackFault::Lost(None)).code,
+        });
+        exchange.code = Some(code.name.into());
+        self.write_line(core, &exchange);
+        let seats = [(Some(exchange.front), Seat::Front), (exchange.back, Seat::Own)];
+        for (token, seat) in seats.into_iter().filter_map(|(token, seat)| Some((token?, seat))) {
+            let Some(peer) = core.peer(token) else { continue };
+            peer.seat = seat;
+            if token == end || peer.output.is_empty() {
+                peer.transport().break_on_close();
+                core.drop_peer(token);
+            } else {
+                // What came before still arrives.
+                peer.conn.close(now);
+                core.touch(token);
+            }
+        }
+        self.exchanges.recycle(exchange);
+    }
+
+    /// Both directions of a tunnel have ended: each connection closes when it has sent what it has.
+    fn tunnel_over(&mut self, core: &mut Core, id: usize) {
+        let Some(exchange) = self.exchanges.end(id) else { return };
+        self.write_line(core, &exchange);
+        let seats = [(Some(exchange.front), Seat::Front), (exchange.back, Seat::Own)];
+        for (token, seat) in seats.into_iter().filter_map(|(token, seat)| Some((token?, seat))) {
+            if let Some(peer) = core.peer(token) {
+                peer.seat = seat;
+                peer.wait = None;
+                peer.fed = false;
+                peer.held = false;
+                core.touch(token);
+            }
+        }
+        self.exchanges.recycle(exchange);
+    }
+
+    /// Ends an exchange whose response is complete, or whose tunnel is over.
     fn finish(&mut self, core: &mut Core, id: usize) {
+        if self.exchanges.get_mut(id).is_some_and(|exchange| exchange.stage == Stage::Tunnel) {
+            return self.tunnel_over(core, id);
+        }
         let Some(exchange) = self.exchanges.end(id) else { return };
         self.write_line(core, &exchange);
         match exchange.back {
@@ -607,7 +741,11 @@ impl<S: Side> Bridge<S> {
                 exchange.tries -= 1;
                 true
             }
-            BackFault::Lost(_) => !reached || (!heard && is_idempotent(exchange.head.method())),
+            // Behind a CONNECT nothing was said yet: to connect twice is to connect.
+            BackFault::Lost(_) => {
+                let harmless = exchange.kind == Kind::Connect || is_idempotent(exchange.head.method());
+                !reached || (!heard && harmless)
+            }
             BackFault::Protocol(Error::Peer(Fault::UnexpectedData | Fault::EarlyEnd)) => !reached,
             BackFault::Protocol(_) | BackFault::Late(_) => false,
         };
@@ -690,6 +828,10 @@ impl<S: Side> Bridge<S> {
 }
 
 impl<S: Side> App for Bridge<S> {
+    fn accepted(&mut self, core: &mut Core, token: Token, door: Door) {
+        self.side.accepted(core, token, door, &mut self.orders);
+    }
+
     fn step(&mut self, core: &mut Core, token: Token) {
         let (now, linger) = (core.now, core.config.deadlines.linger);
         let Some(peer) = core.peer(token) else { return };
@@ -728,9 +870,23 @@ impl<S: Side> App for Bridge<S> {
                 self.side.own_lost(core, token, loss, &mut self.orders);
             }
             Seat::Exchange(id) => {
-                let is_front = self.exchanges.get_mut(id).is_some_and(|exchange| exchange.front == token);
+                let (is_front, in_tunnel) = self
+                    .exchanges
+                    .get_mut(id)
+                    .map_or((false, false), |exchange| (exchange.front == token, exchange.stage == Stage::Tunnel));
                 let connecting = peer.is_connecting();
                 match loss {
+                    Loss::Late(wait) if in_tunnel => {
+                        let silent = matches!(wait, Wait::Tunnel | Wait::TunnelEnd);
+                        let code = if silent { Code::TUNNEL_SILENT } else { Code::WRITE_TIMEOUT };
+                        self.tunnel_broken(core, id, token, Some(code));
+                    }
+                    // What it had sent before is understood first.
+                    Loss::Deaf(_) if in_tunnel => core.step_again(token),
+                    Loss::Io(_) if in_tunnel => {
+                        peer.break_off();
+                        core.step_again(token);
+                    }
                     Loss::Late(Wait::Quiet) if !peer.input.is_empty() => self.mark(id),
                     Loss::Late(wait @ Wait::Quiet) => {
                         // The end of this body is its silence.
@@ -941,6 +1097,11 @@ pub(crate) fn respond(program: &str, core: &mut Core, front: Token, head: &Head,
         core.drop_peer(front);
     }
     shown
+}
+
+/// Whether a visitor may go on with this protocol.
+fn passes(side: &impl Side, token: &[u8]) -> bool {
+    !tunnel::is_never_passed(token) && side.switches(token)
 }
 
 /// Whether a message is of HTTP/1.0.

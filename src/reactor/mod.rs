@@ -100,8 +100,19 @@ impl Mailbox {
     }
 }
 
+/// What those speak who come in at a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// HTTP.
+    Http,
+    /// Anything: their bytes go through a tunnel. The number is the program's own.
+    Tunnel(usize),
+}
+
 /// What runs on the loop.
 pub trait App {
+    /// A connection was accepted, and is in the table.
+    fn accepted(&mut self, core: &mut Core, token: Token, door: Door);
     /// Something is new at this peer: bytes, their end, the connection itself, or room in its output.
     fn step(&mut self, core: &mut Core, token: Token);
     /// Every step of this turn was made: carry on what they brought.
@@ -135,6 +146,7 @@ enum Key {
 #[derive(Debug)]
 struct Listener {
     socket: TcpListener,
+    door: Door,
     ready: bool,
 }
 
@@ -185,12 +197,12 @@ impl Core {
     ///
     /// # Errors
     /// When the address can't be had.
-    pub fn listen(&mut self, address: SocketAddr, shared: bool) -> io::Result<SocketAddr> {
+    pub fn listen(&mut self, address: SocketAddr, shared: bool, door: Door) -> io::Result<SocketAddr> {
         let keep_alive = self.config.deadlines.keepalive;
         let mut socket = net::listen(address, shared, keep_alive)?;
         let at = socket.local_addr()?;
         self.registry.register(&mut socket, Token(LISTENERS + self.listeners.len()), Interest::READABLE)?;
-        self.listeners.push(Listener { socket, ready: false });
+        self.listeners.push(Listener { socket, door, ready: false });
         Ok(at)
     }
 
@@ -488,7 +500,7 @@ impl<A: App> Reactor<A> {
                 message => app.message(core, message),
             }
         }
-        core.accept();
+        core.accept(app);
     }
 
     fn step(&mut self) {
@@ -642,24 +654,30 @@ impl Core {
         self.accept == Accept::Open && self.listeners.iter().any(|listener| listener.ready)
     }
 
-    fn accept(&mut self) {
+    fn accept(&mut self, app: &mut impl App) {
         for number in 0..self.listeners.len() {
             for _ in 0..ACCEPTS {
                 if self.accept != Accept::Open || !self.listeners[number].ready {
                     break;
                 }
                 match self.listeners[number].socket.accept() {
-                    Ok((stream, address)) => self.welcome(Transport::Tcp(stream), address),
+                    Ok((stream, address)) => {
+                        self.welcome(app, Transport::Tcp(stream), address, self.listeners[number].door)
+                    }
                     Err(error) => self.not_accepted(number, &error),
                 }
             }
         }
     }
 
-    fn welcome(&mut self, transport: Transport, address: SocketAddr) {
-        let added = self.add(transport, Remote::Ip(address), Conn::server(self.now), false);
-        if let Err(error) = added {
-            log::warn!("can't watch the connection from {address}: {error}");
+    fn welcome(&mut self, app: &mut impl App, transport: Transport, address: SocketAddr, door: Door) {
+        let conn = match door {
+            Door::Http => Conn::server(self.now),
+            Door::Tunnel(_) => Conn::tunnel(self.now),
+        };
+        match self.add(transport, Remote::Ip(address), conn, false) {
+            Ok(token) => app.accepted(self, token, door),
+            Err(error) => log::warn!("can't watch the connection from {address}: {error}"),
         }
     }
 

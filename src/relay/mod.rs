@@ -22,16 +22,16 @@ use ptth_proto::error::Error;
 use ptth_proto::http::framing::Framing;
 use ptth_proto::limits::Wait;
 use ptth_proto::wire::fields::Name;
-use ptth_proto::wire::head::{FieldWriter, split_port};
+use ptth_proto::wire::head::{FieldWriter, Head, split_port};
 
 use crate::answer::{Answer, Code};
-use crate::bridge::exchange::Exchange;
+use crate::bridge::exchange::{Exchange, Kind};
 use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side, is_http10};
 use crate::log::AccessLog;
 use crate::net;
 use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat};
-use crate::reactor::{Core, Loss, Message, Reactor};
+use crate::reactor::{Core, Door, Loss, Message, Reactor};
 use agents::Access;
 use queues::{Carriage, Passed, Queues, Secrets};
 use registry::{Registry, Taken};
@@ -43,6 +43,10 @@ use workers::{Directory, Word, Workers};
 pub struct Settings {
     /// Where it listens.
     pub listen: Vec<SocketAddr>,
+    /// Where it takes connections in that speak anything, and for which tunnel.
+    pub services: Vec<Service>,
+    /// Protocols that visitors may go on with by `Upgrade`.
+    pub upgrades: Vec<String>,
     /// The domain whose names are tunnels, in lower case.
     pub domain: String,
     /// Event loops, each on a thread of its own.
@@ -57,6 +61,15 @@ pub struct Settings {
     pub agents: Access,
     /// What it does for agents that poll.
     pub polling: Polling,
+}
+
+/// A port of which each connection goes through a tunnel, byte by byte.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Where it is.
+    pub listen: SocketAddr,
+    /// The tunnel.
+    pub name: TunnelName,
 }
 
 /// What a relay does for agents that poll.
@@ -85,6 +98,9 @@ pub struct Relay {
     trusted: Vec<IpNet>,
     access: Access,
     polling: Polling,
+    /// Of each service, what an agent is asked for.
+    services: Vec<String>,
+    upgrades: Vec<String>,
     tunnels: Registry,
     queues: Queues,
     workers: Workers,
@@ -98,7 +114,8 @@ pub type Worker = Reactor<Bridge<Relay>>;
 /// # Errors
 /// In one sentence for the person who started it.
 pub fn start(settings: Settings) -> Result<(Vec<Worker>, Vec<SocketAddr>), String> {
-    let Settings { listen, domain, workers, trusted, config, access_logs, agents, polling } = settings;
+    let Settings { listen, services, upgrades, domain, workers, trusted, config, access_logs, agents, polling } =
+        settings;
     let directory = Arc::new(Directory::default());
     let mut reactors = Vec::new();
     for (me, access_log) in access_logs.into_iter().enumerate().take(workers) {
@@ -107,6 +124,8 @@ pub fn start(settings: Settings) -> Result<(Vec<Worker>, Vec<SocketAddr>), Strin
             trusted: trusted.clone(),
             access: agents.clone(),
             polling: polling.clone(),
+            services: Vec::new(),
+            upgrades: upgrades.clone(),
             tunnels: Registry::new(config.limits.tunnels, config.limits.links),
             queues: Queues::new(me, Secrets::new()?),
             workers: Workers::new(Arc::clone(&directory), me),
@@ -118,7 +137,19 @@ pub fn start(settings: Settings) -> Result<(Vec<Worker>, Vec<SocketAddr>), Strin
     Workers::introduce(&directory, reactors.iter().map(|reactor| reactor.core.mailbox()).collect());
     let mut at = Vec::new();
     for address in listen {
-        at.push(listen_on(&mut reactors, address).map_err(|error| cannot_listen(address, &error))?);
+        at.push(
+            listen_on(&mut reactors, address, Door::Http)
+                .map_err(|error| cannot_listen("--listen", address, &error))?,
+        );
+    }
+    for (number, Service { listen, name }) in services.into_iter().enumerate() {
+        let at = listen_on(&mut reactors, listen, Door::Tunnel(number));
+        let at = at.map_err(|error| cannot_listen("--tcp", listen, &error))?;
+        log::info!("tcp://{at} is the tunnel `{name}`");
+        let asked = format!("{name}.{domain}:{}", at.port());
+        for reactor in &mut reactors {
+            reactor.app.side.services.push(asked.clone());
+        }
     }
     Ok((reactors, at))
 }
@@ -149,30 +180,53 @@ pub fn run(reactors: Vec<Worker>) -> Result<u8, String> {
 }
 
 /// Listens with all workers on one address.
-fn listen_on(reactors: &mut [Worker], address: SocketAddr) -> io::Result<SocketAddr> {
+fn listen_on(reactors: &mut [Worker], address: SocketAddr, door: Door) -> io::Result<SocketAddr> {
     if let [only] = reactors {
-        return only.core.listen(address, false);
+        return only.core.listen(address, false, door);
     }
     // A port that is shared can be shared with another process, unnoticed: so first see whether it can be had alone.
     let mut at = net::listen(address, false, Duration::from_secs(1))?.local_addr()?;
     for reactor in reactors {
-        at = reactor.core.listen(at, true)?;
+        at = reactor.core.listen(at, true, door)?;
     }
     Ok(at)
 }
 
-fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
+fn cannot_listen(flag: &str, address: SocketAddr, error: &io::Error) -> String {
     let advice = match error.kind() {
-        io::ErrorKind::AddrInUse => "another program listens there; stop it or choose another address with --listen",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose another one with --listen",
-        io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
+        io::ErrorKind::AddrInUse => "another program listens there; stop it or choose another address with",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose another one with",
+        io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address; choose another one with",
         _ => return format!("can't listen on {address}: {error}"),
     };
-    format!("can't listen on {address}: {advice}")
+    format!("can't listen on {address}: {advice} {flag}")
 }
 
 impl Side for Relay {
     const PROGRAM: &'static str = "ptth-relay";
+
+    fn accepted(&mut self, core: &mut Core, token: Token, door: Door, orders: &mut Vec<Order>) {
+        let Door::Tunnel(service) = door else { return };
+        let Some(asked) = self.services.get(service) else { return core.drop_peer(token) };
+        let text = format!("CONNECT {asked} HTTP/1.1\r\nHost: {asked}\r\n\r\n");
+        let mut head = Box::<Head>::default();
+        match head.parse_request(text.as_bytes(), &core.config.limits) {
+            Ok(()) => orders.push(Order::Begin(token, Framing::Empty, head)),
+            Err(error) => {
+                log::error!("a tunnel could not be asked for: the request {error}");
+                core.drop_peer(token);
+            }
+        }
+    }
+
+    fn switches(&self, token: &[u8]) -> bool {
+        self.upgrades.iter().any(|allowed| allowed == "*" || token.eq_ignore_ascii_case(allowed.as_bytes()))
+    }
+
+    fn connects(&self) -> Result<(), Answer> {
+        let text = "This port carries HTTP requests; for other protocols a relay has ports of their own (--tcp).";
+        Err(Answer::new(Code::CONNECT, text))
+    }
 
     fn assign(&mut self, core: &mut Core, id: usize, exchange: &mut Exchange) -> Assign {
         if exchange.tunnel == NO_KEY {
@@ -197,6 +251,10 @@ impl Side for Relay {
             && let Some(mailbox) = self.workers.who_has(self.tunnels.name(tunnel))
         {
             return Assign::Elsewhere(mailbox);
+        }
+        if exchange.kind == Kind::Connect && !self.tunnels.is_up(tunnel) {
+            // Nobody who speaks another protocol knows what a silent connection is to mean.
+            return Assign::Refuse(self.late(tunnel, Wait::Link));
         }
         if self.tunnels.waiting(tunnel) + self.letters_waiting(tunnel) >= core.config.limits.waiting {
             let name = self.tunnels.name(tunnel);

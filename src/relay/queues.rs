@@ -572,6 +572,12 @@ impl Relay {
             let (used, added, whole) = match peer.conn.recv(now, peer.input.bytes(), head, config) {
                 Ok((used, Some(Event::Request(framing)))) => {
                     std::mem::swap(&mut letter.head, head);
+                    if letter.head.method() == b"CONNECT" || letter.head.fields.has(Name::Upgrade) {
+                        let text = "The agent of this tunnel gets its requests as messages, in which neither a WebSocket nor \
+                                    any other protocol can go on. It would have to be connected by upgrade.";
+                        let answer = Answer::new(Code::DIALECT_LIMIT, text);
+                        return orders.push(Order::Fault(letter.near, answer));
+                    }
                     letter.bodiless = framing == Framing::Empty;
                     if matches!(framing, Framing::Empty | Framing::Length(0)) {
                         // Bodies that are long in coming leave room for requests that have none.

@@ -121,6 +121,11 @@ impl Registry {
         self.get(tunnel).map_or(0, |tunnel| tunnel.links)
     }
 
+    /// Whether it has one, or had one a moment ago.
+    pub fn is_up(&self, tunnel: usize) -> bool {
+        self.get(tunnel).is_some_and(|tunnel| tunnel.up)
+    }
+
     /// How many requests wait for one.
     pub fn waiting(&self, tunnel: usize) -> usize {
         self.get(tunnel).map_or(0, |tunnel| tunnel.waiting.len())

@@ -174,17 +174,6 @@ fn an_absolute_target_is_asked_for_in_origin_form_with_its_own_host() {
 }
 
 #[test]
-fn an_upgrade_that_a_visitor_asks_for_is_an_ordinary_request() {
-    let head = seen(
-        &[],
-        &[],
-        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-         Sec-WebSocket-Version: 13\r\n",
-    );
-    assert!(!head.has("Upgrade") && !head.has("Connection"), "{}", head.text);
-}
-
-#[test]
 fn field_values_go_through_byte_by_byte() {
     let upstream = Upstream::showing();
     let relay = Relay::start(&[]);

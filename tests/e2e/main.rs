@@ -33,4 +33,6 @@ mod polls;
 mod ptth;
 mod restarts;
 mod start;
+mod tcp;
+mod upgrades;
 mod workers;

@@ -2,7 +2,10 @@
 //! mercy. Both ends use it: visitors, upstreams, and agents of bare bytes.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use super::PATIENCE;
 
@@ -221,6 +224,40 @@ impl Wire {
         assert!(behind.is_empty(), "before its end came `{}`", behind.escape_ascii());
     }
 
+    /// Whatever comes next, as it is; nothing at the end, clean or not.
+    pub(crate) fn piece(&mut self) -> Option<Vec<u8>> {
+        if self.unread().is_empty() && !self.fill().unwrap_or(false) {
+            return None;
+        }
+        let bytes = self.unread().to_vec();
+        self.start = self.buffer.len();
+        Some(bytes)
+    }
+
+    /// Whether nothing comes for a while. Only for what is never to come: no test waits like that for what is.
+    pub(crate) fn silence(&mut self, time: Duration) -> bool {
+        self.stream.set_read_timeout(Some(time)).unwrap();
+        let silent = self.unread().is_empty() && self.fill().is_err_and(|error| error.kind() == ErrorKind::TimedOut);
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        silent
+    }
+
+    /// When it is dropped, the connection breaks off instead of ending.
+    pub(crate) fn break_on_drop(&mut self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Waits for the end of the connection, which must be a reset.
+    pub(crate) fn expect_reset(&mut self) {
+        loop {
+            match self.fill() {
+                Ok(true) => {}
+                Ok(false) => panic!("a clean end"),
+                Err(error) => return assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+            }
+        }
+    }
+
     /// Exactly so many bytes, as they are.
     pub(crate) fn raw(&mut self, length: usize) -> Vec<u8> {
         while self.unread().len() < length {
@@ -419,6 +456,20 @@ impl Wire {
     pub(crate) fn response(&mut self, method: &str) -> Message {
         self.try_response(method).unwrap_or_else(|error| panic!("no whole response: {error}"))
     }
+}
+
+/// A server of bare bytes: gives each connection to `serve`, on a thread of its own, and closes it then. Gives its address.
+pub(crate) fn serve(serve: impl Fn(&mut Wire) + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let serve = Arc::clone(&serve);
+            thread::spawn(move || serve(&mut Wire::new(stream)));
+        }
+    });
+    address
 }
 
 /// A GET of HTTP/1.1 for a tunnel, as bytes.

@@ -167,9 +167,10 @@ impl Exchange {
         self.settle();
     }
 
-    /// The request offers to switch protocols: said together with [`Move::Request`].
+    /// The request offers to switch protocols: said together with [`Move::Request`], or once the request is complete.
     pub fn offer(&mut self) {
         self.offered = true;
+        self.settle();
     }
 
     /// No exchange follows this one.

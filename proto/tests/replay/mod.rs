@@ -11,6 +11,7 @@ use std::time::Duration;
 use ptth_proto::conn::{Body, Config, Conn, Event};
 use ptth_proto::error::Error;
 use ptth_proto::http::framing::{Framing, content_length};
+use ptth_proto::http::tunnel::offered;
 use ptth_proto::limits::Wait;
 use ptth_proto::link::upgrade::Token;
 use ptth_proto::role::Role;
@@ -25,6 +26,7 @@ use crate::common::{Item, Side, Transcript, escape, push_event};
 pub(crate) enum Move {
     Offer { head: Box<Head>, token: Token },
     Accept,
+    Switch { head: Box<Head> },
     Request { head: Box<Head>, body: Body },
     Informational { head: Box<Head> },
     Response { head: Box<Head>, body: Body },
@@ -75,6 +77,8 @@ pub(crate) struct End {
     /// The fields of each head, which the fixtures do not repeat.
     pub(crate) fields: Vec<String>,
     pub(crate) error: Option<Error>,
+    /// The request under way offers to switch protocols.
+    offers: bool,
 }
 
 impl End {
@@ -94,6 +98,7 @@ impl End {
             heard: Vec::new(),
             fields: Vec::new(),
             error: None,
+            offers: false,
         }
     }
 
@@ -103,7 +108,15 @@ impl End {
             self.now = self.now + Duration::from_micros(1);
             let step = self.conn.recv(self.now, &self.input, &mut self.head, &self.config);
             let (used, said) = match step {
-                Ok((used, Some(event))) => (used, Some(describe(&event, &self.head, self.conn.asked()))),
+                Ok((used, Some(event))) => {
+                    let said = describe(&event, &self.head, self.conn.asked());
+                    match event {
+                        Event::Request(framing) => self.offers = offered(&self.head, framing).next().is_some(),
+                        Event::End { .. } => self.offer(),
+                        _ => {}
+                    }
+                    (used, Some(said))
+                }
                 Ok((used, None)) => (used, None),
                 Err(error) => {
                     self.error = Some(error);
@@ -145,6 +158,14 @@ impl End {
         Some(self.note(said))
     }
 
+    /// The request is whole, and what it offers can be taken.
+    fn offer(&mut self) {
+        if std::mem::take(&mut self.offers) {
+            // One that is not kept offers nothing.
+            let _ = self.conn.offer_switch();
+        }
+    }
+
     fn note(&mut self, (event, fields, said): (Vec<u8>, Option<String>, Move)) -> Move {
         push_event(&mut self.heard, &event);
         self.fields.extend(fields);
@@ -165,9 +186,21 @@ impl End {
                 conn.send_offer(now, out, (head.target(), host), *token, more)
             }
             Move::Accept => conn.accept(now, out),
+            Move::Switch { head } => conn.send_switch(now, out, |writer| {
+                head.fields.all(Name::Upgrade).for_each(|token| writer.field("Upgrade", token));
+                copy(head, writer);
+            }),
             Move::Request { head, body } => {
                 let start = (head.method(), head.target());
-                let done = conn.send_request(now, out, start, *body, |writer| copy(head, writer));
+                let framing = if *body == Body::None { Framing::Empty } else { Framing::Chunked };
+                self.offers = offered(head, framing).next().is_some();
+                let done = conn.send_request(now, out, start, *body, |writer| {
+                    copy(head, writer);
+                    if self.offers {
+                        writer.field("Connection", "Upgrade");
+                        head.fields.all(Name::Upgrade).for_each(|token| writer.field("Upgrade", token));
+                    }
+                });
                 if done.is_ok() && !is_kept(head) {
                     conn.do_not_keep();
                 }
@@ -183,7 +216,13 @@ impl End {
                 conn.send_response(now, out, (head.status(), head.reason()), *body, |writer| copy(head, writer))
             }
             Move::Data(data) => conn.send_data(now, data, out),
-            Move::End(trailers) => conn.send_end(now, trailers.as_deref(), out),
+            Move::End(trailers) => {
+                let done = conn.send_end(now, trailers.as_deref(), out);
+                if conn.role() == Some(Role::Client) && std::mem::take(&mut self.offers) {
+                    let _ = conn.offer_switch();
+                }
+                done
+            }
             Move::Close => {
                 if conn.closing().is_none() {
                     conn.do_not_keep();
@@ -249,6 +288,14 @@ fn describe(
             (line, fields, Move::Response { head: whole(), body })
         }
         Event::Turned => (b"turned".to_vec(), fields, Move::Accept),
+        Event::Switched => {
+            let line = format!("switched {}", head.status()).into_bytes();
+            let said = match head.status() {
+                101 => Move::Switch { head: whole() },
+                _ => Move::Response { head: whole(), body: Body::None },
+            };
+            (line, fields, said)
+        }
         Event::Data(data) => {
             assert!(!data.is_empty(), "an empty piece of body");
             ([b"data ", *data].concat(), None, Move::Data(data.to_vec()))
