@@ -19,7 +19,7 @@ use ptth_proto::link::upgrade::Token;
 use ptth_proto::role::Role;
 use ptth_proto::time::Instant;
 use ptth_proto::wire::fields::Fields;
-use ptth_proto::wire::head::Head;
+use ptth_proto::wire::head::{FieldWriter, Head};
 
 // ---- The fake wire, and who sits at its ends.
 
@@ -970,4 +970,91 @@ fn a_link_may_be_idle_for_an_hour() {
         relay.hear(b"HTTP/1.1 204 \r\n\r\n");
         assert!(relay.conn.is_idle());
     }
+}
+
+/// A client that has asked for a tunnel, and the server that heard it: by CONNECT, or by an upgrade.
+fn asked_for_a_tunnel(connect: bool) -> (Conn, Conn, Vec<u8>) {
+    let (now, config, mut head, mut out) = (Instant::default(), Config::default(), Head::default(), Vec::new());
+    let (mut client, mut server) = (Conn::client(now), Conn::server(now));
+    let start: (&[u8], &[u8]) = if connect { (b"CONNECT", b"a:1") } else { (b"GET", b"/") };
+    let fields = |fields: &mut FieldWriter<'_>| {
+        fields.field("Host", "a:1");
+        if !connect {
+            fields.field("Connection", "Upgrade");
+            fields.field("Upgrade", "websocket");
+        }
+    };
+    client.send_request(now, &mut out, start, Body::None, fields).unwrap();
+    // Not before it is whole.
+    assert!(client.offer_switch().is_err());
+    client.send_end(now, None, &mut out).unwrap();
+    assert_eq!(client.offer_switch().is_ok(), !connect);
+    let (used, event) = server.recv(now, &out, &mut head, &config).unwrap();
+    assert!(matches!(event, Some(Event::Request(_))));
+    assert!(server.offer_switch().is_err());
+    assert_eq!(server.recv(now, &out[used..], &mut head, &config), Ok((0, Some(Event::End { trailers: false }))));
+    assert_eq!(server.offer_switch().is_ok(), !connect);
+    out.clear();
+    (client, server, out)
+}
+
+#[test]
+fn a_tunnel_ends_in_each_direction_by_itself() {
+    let (now, config, mut head) = (Instant::default(), Config::default(), Head::default());
+    for connect in [true, false] {
+        let (mut client, mut server, mut out) = asked_for_a_tunnel(connect);
+        // Until the answer, neither reads nor says anything that could be one or the other.
+        assert!(!server.wants_read() || connect);
+        assert!(client.send_data(now, b"x", &mut out).is_err() && out.is_empty());
+        match connect {
+            true => server.send_response(now, &mut out, (200, b"OK"), Body::None, |_| {}).unwrap(),
+            false => server.send_switch(now, &mut out, |fields| fields.field("Upgrade", "websocket")).unwrap(),
+        }
+        assert!(server.is_tunnel());
+        server.send_data(now, b"data", &mut out).unwrap();
+        let (used, event) = client.recv(now, &out, &mut head, &config).unwrap();
+        assert_eq!((event, head.status()), (Some(Event::Switched), if connect { 200 } else { 101 }));
+        assert_eq!(client.recv(now, &out[used..], &mut head, &config), Ok((4, Some(Event::Data(b"data")))));
+        assert_eq!(client.deadline(&config.deadlines), Some((now + config.deadlines.tunnel, Wait::Tunnel)));
+        // The client's direction ends first.
+        client.send_end(now, None, &mut out).unwrap();
+        assert!(client.is_half_closed() && client.wants_read() && !client.is_speaking());
+        assert!(client.send_data(now, b"x", &mut out).is_err() && client.send_end(now, None, &mut out).is_err());
+        assert_eq!(client.deadline(&config.deadlines), Some((now + config.deadlines.tunnel_end, Wait::TunnelEnd)));
+        assert_eq!(server.eof(now, 0), Ok(Some(Event::End { trailers: false })));
+        assert!(!server.wants_read() && server.is_speaking() && server.closing().is_none());
+        server.send_end(now, None, &mut out).unwrap();
+        assert_eq!(server.close_reason(), Some(CloseReason::TunnelOver));
+        assert_eq!(client.eof(now, 0), Ok(Some(Event::End { trailers: false })));
+        assert_eq!(client.close_reason(), Some(CloseReason::TunnelOver));
+    }
+}
+
+#[test]
+fn nobody_opens_a_tunnel_unasked() {
+    let (now, config, mut head) = (Instant::default(), Config::default(), Head::default());
+    // A 101 to a request that has offered nothing, and one to a CONNECT.
+    for (method, target) in [(&b"GET"[..], &b"/"[..]), (b"CONNECT", b"a:1")] {
+        let (mut client, mut out) = (Conn::client(now), Vec::new());
+        client.send_request(now, &mut out, (method, target), Body::None, |_| {}).unwrap();
+        client.send_end(now, None, &mut out).unwrap();
+        let answer = b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\n\r\n";
+        assert_eq!(client.recv(now, answer, &mut head, &config), Err(Fault::UnaskedSwitch.into()));
+    }
+    // A 2xx to a CONNECT that is not whole.
+    let (mut client, mut out) = (Conn::client(now), Vec::new());
+    client.send_request(now, &mut out, (b"CONNECT", b"a:1"), Body::Length(1), |_| {}).unwrap();
+    assert_eq!(client.recv(now, b"HTTP/1.1 200 OK\r\n\r\n", &mut head, &config), Err(Fault::UnaskedSwitch.into()));
+    // A server that was offered nothing.
+    let (mut server, mut out) = (Conn::server(now), Vec::new());
+    assert!(server.send_switch(now, &mut out, |_| {}).is_err() && out.is_empty());
+    // A refusal is an ordinary answer, and a second one is none.
+    let (mut client, mut server, mut out) = asked_for_a_tunnel(false);
+    server.send_response(now, &mut out, (200, b"OK"), Body::None, |_| {}).unwrap();
+    server.send_end(now, None, &mut out).unwrap();
+    assert!(server.is_idle() && server.send_switch(now, &mut out, |_| {}).is_err());
+    let (used, event) = client.recv(now, &out, &mut head, &config).unwrap();
+    assert!(matches!(event, Some(Event::Response(_))));
+    assert_eq!(client.recv(now, &out[used..], &mut head, &config), Ok((0, Some(Event::End { trailers: false }))));
+    assert!(client.is_idle() && !client.is_tunnel());
 }

@@ -97,8 +97,8 @@ pub(super) fn ask(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow
     if moved { Flow::Moved } else { Flow::Still }
 }
 
-/// Carries the response from the back to the front.
-pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
+/// Carries the response from the back to the front. `passes` says which protocols were passed on, of those that the visitor offered.
+pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes: impl Fn(&[u8]) -> bool) -> Flow {
     let now = core.now;
     let most = core.config.limits.buffer;
     let Some((from, to, head, config)) = core.between(back, exchange.front) else {
@@ -129,9 +129,8 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flo
         Event::Informational if exchange.kind == Kind::Connect => Ok(Flow::Moved),
         Event::Informational => inform(to, head),
         Event::Switched => {
-            exchange.status = head.status();
-            exchange.stage = Stage::Tunnel;
-            switch(to, head, exchange, now)
+            from.wait = None;
+            switch(to, head, exchange, now, passes)
         }
         Event::Response(_) if exchange.kind == Kind::Connect => {
             exchange.status = head.status();
@@ -171,19 +170,27 @@ fn back_ended(from: &mut Peer, to: &mut Peer, now: Instant) -> Flow {
 }
 
 /// The next hop has gone over to bytes: so do we. A front that never spoke HTTP is told nothing.
-fn switch(to: &mut Peer, head: &Head, exchange: &Exchange, now: Instant) -> Result<Flow, Error> {
-    if exchange.kind == Kind::Connect {
-        return Ok(Flow::Moved);
-    }
-    if !is_answer_to(head, &exchange.head) {
-        return Err(Fault::SwitchedElsewhere.into());
-    }
-    to.conn.send_switch(now, to.output.vec(), |fields| {
-        for token in head.fields.all(Name::Upgrade) {
-            fields.field("Upgrade", token);
+fn switch(
+    to: &mut Peer,
+    head: &Head,
+    exchange: &mut Exchange,
+    now: Instant,
+    passes: impl Fn(&[u8]) -> bool,
+) -> Result<Flow, Error> {
+    if exchange.kind != Kind::Connect {
+        if !is_answer_to(head, &exchange.head, passes) {
+            return Err(Fault::SwitchedElsewhere.into());
         }
-        head.fields.end_to_end().for_each(|field| fields.copy(field));
-    })?;
+        to.conn.send_switch(now, to.output.vec(), |fields| {
+            for token in head.fields.all(Name::Upgrade) {
+                fields.field("Upgrade", token);
+            }
+            head.fields.end_to_end().for_each(|field| fields.copy(field));
+        })?;
+    }
+    to.wait = None;
+    exchange.status = head.status();
+    exchange.stage = Stage::Tunnel;
     Ok(Flow::Moved)
 }
 
@@ -196,6 +203,7 @@ pub(super) fn connect(core: &mut Core, exchange: &mut Exchange, back: Token) -> 
     if from.is_connecting() {
         return Flow::Still;
     }
+    (from.wait, to.wait) = (None, None);
     exchange.status = 200;
     exchange.stage = Stage::Tunnel;
     match to.conn.send_response(now, to.output.vec(), (200, b"OK"), Body::None, |_| {}) {

@@ -182,6 +182,12 @@ impl Exchanges {
         self.slots.iter().filter(|(_, exchange)| exchange.stage == Stage::Waiting).map(|(id, _)| id.0).collect()
     }
 
+    /// Those that are tunnels by now, with their fronts.
+    pub fn tunnels(&self) -> Vec<(usize, Token)> {
+        let tunnels = self.slots.iter().filter(|(_, exchange)| exchange.stage == Stage::Tunnel);
+        tunnels.map(|(id, exchange)| (id.0, exchange.front)).collect()
+    }
+
     /// How many are under way.
     pub fn len(&self) -> usize {
         self.slots.len()

@@ -496,8 +496,8 @@ impl<S: Side> Bridge<S> {
                 Stage::Tunnel => (false, carry::tunnel(core, exchange, back)),
                 Stage::Connecting => (false, carry::connect(core, exchange, back)),
                 _ => match ask(core, exchange, back) {
-                    Flow::Moved => (true, home(core, exchange, back)),
-                    Flow::Still => (false, home(core, exchange, back)),
+                    Flow::Moved => (true, home(core, exchange, back, |token| passes(&self.side, token))),
+                    Flow::Still => (false, home(core, exchange, back, |token| passes(&self.side, token))),
                     failed => (false, failed),
                 },
             };
@@ -928,6 +928,10 @@ impl<S: Side> App for Bridge<S> {
             DRAINED => {
                 if !self.exchanges.is_empty() {
                     log::warn!("{} requests did not end in time and are cut off", self.exchanges.len());
+                }
+                // The end of a process looks like a clean end of what it said.
+                for (id, front) in self.exchanges.tunnels() {
+                    self.tunnel_broken(core, id, front, Some(Code::STOPPING));
                 }
                 self.running = Running::Over;
             }

@@ -302,9 +302,11 @@ fn a_101_that_was_not_asked_for_or_to_something_else_is_refused() {
         let upstream = Upstream::answering(answer);
         let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
         let mut visitor = relay.visitor();
-        let page = visitor.send(offer("demo", "websocket")).response("GET");
+        let page = visitor.send(offer("demo", "websocket, h2c")).response("GET");
         assert_eq!((page.status(), page.code().as_str()), (502, "upstream-protocol"));
         assert!(page.text().contains(code), "{}", page.text());
+        // Neither the link nor the visitor has suffered.
+        assert_eq!(visitor.get("demo", "/").code(), "upstream-protocol");
     }
     // Of an agent just as little.
     let relay = Relay::start(&[]);
@@ -473,4 +475,17 @@ fn a_stop_gives_tunnels_their_time_and_then_ends_them() {
     visitor.whatever_comes();
     let mut relay = relay;
     assert_eq!(relay.program.exit_code(), 0);
+}
+
+#[test]
+fn a_visitor_that_ends_its_direction_with_its_offer_still_gets_the_other_one() {
+    let relay = Relay::start(&["--timeout", "half-close=10s"]);
+    let upstream = Upstream::start(echo);
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    let mut visitor = relay.visitor();
+    visitor.send([offer("demo", "websocket").as_str(), "early"].concat()).shut();
+    switched(&mut visitor);
+    assert_eq!(visitor.raw(12), b"earlygoodbye");
+    visitor.expect_end();
+    assert!(relay.log().wait_for("/chat?a=b 101 5 12 ").ends_with(" -"));
 }

@@ -85,10 +85,10 @@ pub fn offered(head: &Head, framing: Framing) -> impl Iterator<Item = &[u8]> {
     fields.list(Name::Upgrade).filter(move |_| counts)
 }
 
-/// Whether a 101 switches to what the request offered, and to nothing else.
-pub fn is_answer_to(response: &Head, request: &Head) -> bool {
+/// Whether a 101 switches to what the request offered, as far as that was passed on, and to nothing else.
+pub fn is_answer_to(response: &Head, request: &Head, passed: impl Fn(&[u8]) -> bool) -> bool {
     let mut switched = response.fields.list(Name::Upgrade).peekable();
-    switched.peek().is_some() && switched.all(|token| request.fields.lists(Name::Upgrade, token))
+    switched.peek().is_some() && switched.all(|token| request.fields.lists(Name::Upgrade, token) && passed(token))
 }
 
 #[cfg(test)]
@@ -134,18 +134,19 @@ mod tests {
 
     #[test]
     fn a_101_names_what_was_offered() {
-        let asked = request("Upgrade: websocket, foo\r\nConnection: Upgrade\r\n", "1.1");
+        let asked = request("Upgrade: websocket, foo, h2c\r\nConnection: Upgrade\r\n", "1.1");
         for (fields, expected) in [
             ("Upgrade: websocket\r\n", true),
             ("Upgrade: WebSocket\r\n", true),
             ("Upgrade: bar\r\n", false),
+            ("Upgrade: h2c\r\n", false),
             ("Upgrade: websocket, bar\r\n", false),
             ("", false),
         ] {
             let mut head = Head::default();
             let text = format!("HTTP/1.1 101 x\r\n{fields}\r\n");
             head.parse_response(text.as_bytes(), &Limits::default()).unwrap();
-            assert_eq!(is_answer_to(&head, &asked), expected, "{fields:?}");
+            assert_eq!(is_answer_to(&head, &asked, |token| !is_never_passed(token)), expected, "{fields:?}");
         }
     }
 
