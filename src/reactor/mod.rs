@@ -455,10 +455,13 @@ impl<A: App> Reactor<A> {
             // mio rounds up to whole milliseconds, so that a deadline is not waited for in a circle.
             core.timers.next().map(|at| at.since(clock()))
         };
-        match self.poll.poll(&mut self.events, timeout) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => done?,
+        let mut polled = self.poll.poll(&mut self.events, timeout);
+        // Whoever was stopped for a while is interrupted when it goes on, and much may be late by then: what has come in the
+        // meantime is heard before anybody is told so.
+        while polled.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
+            polled = self.poll.poll(&mut self.events, Some(Duration::ZERO));
         }
+        polled?;
         self.core.now = clock();
         Ok(())
     }
