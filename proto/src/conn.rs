@@ -701,7 +701,8 @@ impl Conn {
     /// Both messages are over: the next exchange begins, or the connection ends.
     fn settle(&mut self, now: Instant) {
         let (http, error) = match &mut self.state {
-            State::Http(http) | State::Link(http) => (http, None),
+            // An offer that came while an answer was under way is settled by that answer.
+            State::Http(http) | State::Link(http) | State::Offered(http, ..) => (http, None),
             State::Broken(http, error) => (http, Some(*error)),
             State::Tunnel(Tunnel { flow: Flow::Neither, .. }) => {
                 self.state = State::Closed(CloseReason::TunnelOver);

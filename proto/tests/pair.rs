@@ -722,6 +722,17 @@ fn a_refused_offer_leaves_an_ordinary_connection() {
 }
 
 #[test]
+fn an_offer_that_comes_into_an_answer_ends_with_it() {
+    let mut server = Timed::new(Side::Listening);
+    server.conn.send_response(server.now, &mut server.out, (408, b""), Body::Length(2), |_| {}).unwrap();
+    server.hear(b"POST / HTTP/1.1\r\nUpgrade: PTTH/1.0\r\n\r\n");
+    assert_eq!(server.conn.accept(server.now, &mut server.out), Err(Error::Local(Misuse::OutOfTurn)));
+    server.conn.send_data(server.now, b"no", &mut server.out).unwrap();
+    server.say_end();
+    assert_eq!(server.conn.closing(), Some(Closing::Flush));
+}
+
+#[test]
 fn a_refusal_that_has_begun_is_not_taken_back() {
     let mut relay = Timed::new(Side::Listening);
     relay.hear(b"POST / HTTP/1.1\r\nUpgrade: PTTH/1.0\r\n\r\n");
