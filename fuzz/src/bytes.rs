@@ -2,26 +2,33 @@
 
 use ptth_proto::conn::{Body, Config, Conn, Event};
 use ptth_proto::error::{Error, Fault};
-use ptth_proto::limits::Wait;
+use ptth_proto::limits::{Limits, Wait};
 use ptth_proto::link::upgrade::Token;
 use ptth_proto::role::Role;
 use ptth_proto::time::Instant;
 use ptth_proto::wire::head::Head;
 
+use crate::sound;
+
 const NOW: Instant = Instant::from_micros(0);
 
-/// How many connections the first byte can choose from.
-pub(crate) const STARTS: u8 = 8;
+/// How many connections the first byte can choose from: those of [`connection`].
+pub(crate) const STARTS: u8 = 17;
 
-/// The first byte chooses the connection, the next two where it is cut, the others come in: whole, byte by byte, and cut at
-/// random. The events, the error and what is left over must be the same.
+/// Added to the first byte: limits so low that a short input reaches them.
+pub(crate) const LOW_LIMITS: u8 = 0x80;
+
+/// The first byte chooses the connection, the next two where it is cut, the others come in: byte by byte, whole, and cut at
+/// random. The events, the error, what is left over and what we say ourselves must be the same.
 pub fn conn_bytes(data: &[u8]) {
     let [start, seed, more, input @ ..] = data else { return };
-    let whole = converse(*start, input, |_| usize::MAX);
-    let byte_by_byte = converse(*start, input, |_| 1);
+    let byte_by_byte = converse(*start, input, &[], || 1);
+    // Whoever offers to turn the connection waits for what becomes of it.
+    let stops = byte_by_byte.offers.clone();
+    let whole = converse(*start, input, &stops, || usize::MAX);
     assert_eq!(whole, byte_by_byte, "byte by byte");
     let mut state = u32::from(*seed) << 8 | u32::from(*more) | 1;
-    let cut = converse(*start, input, |_| {
+    let cut = converse(*start, input, &stops, || {
         // As even as it must be for cuts.
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         1 + (state >> 24) as usize % 40
@@ -29,59 +36,99 @@ pub fn conn_bytes(data: &[u8]) {
     assert_eq!(whole, cut, "cut at random");
 }
 
-#[derive(Debug, PartialEq, Eq)]
+/// What the connection's driver does with what it hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// A server answers each whole request and leaves offers unanswered; a client asks again after each answer.
+    Plain,
+    /// A server that takes the offer, and then asks.
+    Accepts,
+    /// A server that refuses each offer and goes on.
+    Refuses,
+    /// A server that answers as soon as it has heard the head.
+    Early,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Log {
     events: Vec<Vec<u8>>,
     error: Option<Error>,
     left: usize,
     out: Vec<u8>,
+    /// How many bytes had come in when an offer was answered.
+    offers: Vec<usize>,
 }
 
-fn connection(start: u8, out: &mut Vec<u8>) -> Conn {
-    let (mut head, config) = (Head::default(), Config::default());
-    let client = |method: &[u8], out: &mut Vec<u8>| {
-        let mut conn = Conn::client(NOW);
-        let target: &[u8] = if method == b"CONNECT" { b"a.example:443" } else { b"/" };
-        conn.send_request(NOW, out, (method, target), Body::None, |_| {}).unwrap();
-        conn.send_end(NOW, None, out).unwrap();
-        conn
-    };
-    let mut link = |more: &str, out: &mut Vec<u8>| {
-        let mut conn = Conn::server(NOW);
-        let offer = format!("POST / HTTP/1.1\r\nUpgrade: PTTH/1.0\r\n{more}\r\n");
-        conn.recv(NOW, offer.as_bytes(), &mut head, &config).unwrap();
-        conn.accept(NOW, out).unwrap();
-        conn.timeout(NOW, Wait::Pause);
-        conn.send_request(NOW, out, (b"GET", b"/"), Body::None, |_| {}).unwrap();
-        conn.send_end(NOW, None, out).unwrap();
-        conn
-    };
-    match start % STARTS {
+fn connection(start: u8, out: &mut Vec<u8>) -> (Conn, Manner) {
+    let conn = match start {
         0 => Conn::server(NOW),
-        1 => client(b"GET", out),
-        2 => client(b"HEAD", out),
-        3 => client(b"CONNECT", out),
-        4 => {
-            let mut conn = Conn::client(NOW);
-            conn.send_request(NOW, out, (b"POST", b"/"), Body::Stream, |_| {}).unwrap();
-            conn
-        }
-        5 => {
-            let mut conn = Conn::client(NOW);
-            conn.send_offer(NOW, out, (b"/", b"a.example"), Token::PTTH_1_0, |_| {}).unwrap();
-            conn
-        }
-        6 => link("", out),
-        _ => link("User-Agent: Ruby\r\n", out),
-    }
+        1 => return (Conn::server(NOW), Manner::Accepts),
+        2 => return (Conn::server(NOW), Manner::Refuses),
+        3 => return (Conn::server(NOW), Manner::Early),
+        4 => asked(Conn::client(NOW), (b"GET", b"/"), out),
+        5 => asked(Conn::client(NOW), (b"HEAD", b"/"), out),
+        6 => asked(Conn::client(NOW), (b"CONNECT", b"a.example:443"), out),
+        7 => asking(Conn::client(NOW), out),
+        8 => offering(out),
+        9 => asked(relay(""), (b"GET", b"/"), out),
+        10 => asking(relay(""), out),
+        11 => asked(relay("User-Agent: Ruby\r\n"), (b"GET", b"/"), out),
+        12 => agent(b"HTTP/1.1 101 \r\nUpgrade: PTTH/1.0\r\nConnection: Upgrade\r\n\r\n"),
+        13 => return (agent(b"HTTP/1.1 101 \r\nUpgrade: PTTH/1.0\r\n\r\n"), Manner::Early),
+        14 => agent(b"HTTP/1.1 101 \nUpgrade: PTTH/1.0\n\n"),
+        15 => Conn::link(Role::Server, NOW),
+        _ => asked(Conn::link(Role::Client, NOW), (b"GET", b"/"), out),
+    };
+    (conn, Manner::Plain)
 }
 
-fn converse(start: u8, input: &[u8], mut piece: impl FnMut(usize) -> usize) -> Log {
-    let (mut head, config) = (Head::default(), Config::default());
-    let mut log = Log { events: Vec::new(), error: None, left: 0, out: Vec::new() };
-    let mut conn = connection(start, &mut log.out);
+/// It has asked, and waits for the answer.
+fn asked(mut conn: Conn, start: (&[u8], &[u8]), out: &mut Vec<u8>) -> Conn {
+    conn.send_request(NOW, out, start, Body::None, |_| {}).unwrap();
+    conn.send_end(NOW, None, out).unwrap();
+    conn
+}
+
+/// It is in the middle of a request's body.
+fn asking(mut conn: Conn, out: &mut Vec<u8>) -> Conn {
+    conn.send_request(NOW, out, (b"POST", b"/"), Body::Stream, |_| {}).unwrap();
+    conn
+}
+
+fn offering(out: &mut Vec<u8>) -> Conn {
+    let mut conn = Conn::client(NOW);
+    conn.send_offer(NOW, out, (b"/", b"a.example"), Token::PTTH_1_0, |_| {}).unwrap();
+    conn
+}
+
+/// The relay's end of a link, whose agent has offered it with this in its head.
+fn relay(more: &str) -> Conn {
+    let mut conn = Conn::server(NOW);
+    let offer = format!("POST / HTTP/1.1\r\nUpgrade: PTTH/1.0\r\n{more}\r\n");
+    conn.recv(NOW, offer.as_bytes(), &mut Head::default(), &Config::default()).unwrap();
+    conn.accept(NOW, &mut Vec::new()).unwrap();
+    conn.timeout(NOW, Wait::Pause);
+    conn
+}
+
+/// The agent's end of a link, whose relay has said this.
+fn agent(switch: &[u8]) -> Conn {
+    let mut conn = offering(&mut Vec::new());
+    let (used, event) = conn.recv(NOW, switch, &mut Head::default(), &Config::default()).unwrap();
+    assert_eq!((used, event), (switch.len(), Some(Event::Turned)));
+    conn
+}
+
+fn converse(start: u8, input: &[u8], stops: &[usize], mut piece: impl FnMut() -> usize) -> Log {
+    let mut log = Log::default();
+    let (mut head, mut config) = (Head::default(), Config::default());
+    if start & LOW_LIMITS != 0 {
+        config.limits = Limits { head: 200, fields: 5, chunk_line: 12, trailers: 40, ..Limits::default() };
+    }
+    let (mut conn, manner) = connection((start & !LOW_LIMITS) % STARTS, &mut log.out);
     let (mut used, mut there) = (0, 0);
     loop {
+        let wanted = conn.wants_read();
         let step = conn.recv(NOW, &input[used..there], &mut head, &config);
         let (n, event) = match step {
             Ok(step) => step,
@@ -93,20 +140,36 @@ fn converse(start: u8, input: &[u8], mut piece: impl FnMut(usize) -> usize) -> L
         used += n;
         match event {
             Some(event) => {
+                assert!(wanted, "{event:?} of a connection that has no use for bytes");
                 note(&mut log, &event, &head);
-                react(&mut conn, matches!(event, Event::End { .. }), &mut log);
+                if matches!(event, Event::Offer(_)) && manner != Manner::Plain {
+                    log.offers.push(there);
+                }
+                react(&mut conn, manner, &event, &mut log);
             }
             None if n == 0 && there == input.len() => break,
-            None if n == 0 => there = input.len().min(there.saturating_add(piece(there))),
+            None if n == 0 => {
+                let stop = stops.iter().copied().find(|stop| *stop > there).unwrap_or(usize::MAX);
+                there = input.len().min(there.saturating_add(piece())).min(stop);
+            }
             None => {}
         }
+        sound(&conn, &config);
     }
     log.left = input.len() - used;
+    if let Some((at, Wait::Quiet)) = conn.deadline(&config.deadlines)
+        && let Some(event) = conn.timeout(at, Wait::Quiet)
+    {
+        note(&mut log, &event, &head);
+        react(&mut conn, manner, &event, &mut log);
+        sound(&conn, &config);
+    }
     match conn.eof(NOW, log.left) {
         Ok(Some(event)) => note(&mut log, &event, &head),
         Ok(None) => {}
         Err(error) => fail(&mut conn, error, &mut log),
     }
+    sound(&conn, &config);
     log
 }
 
@@ -115,6 +178,7 @@ fn fail(conn: &mut Conn, error: Error, log: &mut Log) {
     let (mut head, config) = (Head::default(), Config::default());
     assert_eq!(conn.recv(NOW, b"x", &mut head, &config), Err(error));
     assert_eq!(conn.eof(NOW, 0), Err(error));
+    sound(conn, &config);
     // An offer is seen where nothing was behind it yet.
     let behind = error == Fault::BytesBehindOffer.into();
     if behind && log.events.last().is_some_and(|event| event.starts_with(b"Offer")) {
@@ -130,16 +194,38 @@ fn fail(conn: &mut Conn, error: Error, log: &mut Log) {
     log.error = Some(error);
 }
 
-/// A server answers each whole request, a client asks again after each answer.
-fn react(conn: &mut Conn, end: bool, log: &mut Log) {
-    let out = &mut log.out;
-    if end && conn.can_respond() && conn.has_heard_all() {
-        conn.send_response(NOW, out, (200, b"OK"), Body::None, |_| {}).unwrap();
-        conn.send_end(NOW, None, out).unwrap();
-    } else if end && conn.role() == Some(Role::Client) && conn.is_idle() {
-        conn.send_request(NOW, out, (b"GET", b"/"), Body::None, |_| {}).unwrap();
-        conn.send_end(NOW, None, out).unwrap();
+fn react(conn: &mut Conn, manner: Manner, event: &Event<'_>, log: &mut Log) {
+    match event {
+        Event::Offer(_) if manner == Manner::Accepts => {
+            conn.accept(NOW, &mut log.out).unwrap();
+            conn.timeout(NOW, Wait::Pause);
+            ask(conn, log);
+        }
+        Event::Offer(_) if manner != Manner::Plain => answer(conn, log),
+        Event::Request(_) if manner == Manner::Early => answer(conn, log),
+        Event::End { .. } if conn.can_respond() && conn.has_heard_all() => answer(conn, log),
+        Event::End { .. } if conn.role() == Some(Role::Client) && conn.is_idle() => ask(conn, log),
+        _ => {}
     }
+}
+
+fn ask(conn: &mut Conn, log: &mut Log) {
+    conn.send_request(NOW, &mut log.out, (b"GET", b"/"), Body::None, |_| {}).unwrap();
+    conn.send_end(NOW, None, &mut log.out).unwrap();
+}
+
+/// With a body in each framing by turns, for that of the request decides what becomes of it.
+fn answer(conn: &mut Conn, log: &mut Log) {
+    let out = &mut log.out;
+    let (status, body, data): (u16, Body, &[u8]) = match log.events.len() % 4 {
+        0 => (200, Body::None, b""),
+        1 => (200, Body::Length(5), b"hello"),
+        2 => (404, Body::Stream, b"hello"),
+        _ => (304, Body::Length(5), b""),
+    };
+    conn.send_response(NOW, out, (status, b""), body, |_| {}).unwrap();
+    conn.send_data(NOW, data, out).unwrap();
+    conn.send_end(NOW, None, out).unwrap();
 }
 
 fn note(log: &mut Log, event: &Event<'_>, head: &Head) {

@@ -16,3 +16,18 @@ pub use bytes::conn_bytes;
 pub use messages::{comet, packed};
 pub use ops::conn_ops;
 pub use values::{chunk, head, upgrade};
+
+use ptth_proto::conn::{Config, Conn};
+
+/// What a connection keeps to in every state.
+fn sound(conn: &Conn, config: &Config) {
+    if conn.closing().is_some() {
+        assert!(conn.close_reason().is_some() && !conn.is_idle() && !conn.is_link());
+    }
+    if conn.is_idle() {
+        assert!(conn.role().is_some() && conn.wants_read() && !conn.is_speaking());
+    }
+    // It is waited for us or for the peer, and for the peer not for ever.
+    let ours = conn.closing().is_some() || conn.is_idle() || conn.is_speaking() || conn.can_respond();
+    assert!(ours || conn.deadline(&config.deadlines).is_some(), "it may hang: {conn:?}");
+}

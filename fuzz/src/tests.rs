@@ -11,7 +11,7 @@ use std::{env, fs, iter};
 
 use ptth_proto::wire::message::from_base64;
 
-use crate::bytes::STARTS;
+use crate::bytes::{LOW_LIMITS, STARTS};
 use common::messages::Block;
 use common::random::Random;
 use common::{Side, escape};
@@ -170,6 +170,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "conn_bytes" => {
             for bytes in conversations() {
                 seeds.extend((0..STARTS).map(|start| [&[start, 1, 2], &bytes[..]].concat()));
+                seeds.insert([&[LOW_LIMITS, 1, 2], &bytes[..]].concat());
             }
         }
         // A message may begin at every end of a head, and so may a body.
