@@ -35,5 +35,7 @@ mod messages;
 mod restarts;
 #[path = "e2e/start.rs"]
 mod start;
+#[path = "e2e/streaming.rs"]
+mod streaming;
 #[path = "e2e/workers.rs"]
 mod workers;

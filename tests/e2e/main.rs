@@ -33,6 +33,7 @@ mod polls;
 mod ptth;
 mod restarts;
 mod start;
+mod streaming;
 mod tcp;
 mod upgrades;
 mod workers;
