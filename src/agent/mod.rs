@@ -23,7 +23,7 @@ use ptth_proto::wire::head::{FieldWriter, Head};
 
 use crate::answer::{Answer, Code};
 use crate::bridge::exchange::{Exchange, Kind};
-use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side};
+use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side, pass_on};
 use crate::log::AccessLog;
 use crate::net::Transport;
 use crate::net::addr::{Place, Remote};
@@ -623,7 +623,7 @@ impl Side for Agent {
             // draft-lentczner-rhttp leaves it out, and no upstream takes HTTP/1.1 without it.
             (None, None) => fields.field("Host", ""),
         }
-        head.fields.end_to_end().filter(|field| field.known != Name::Host).for_each(|field| fields.copy(field));
+        pass_on(head, fields, |_| true);
     }
 
     fn fault(&self, _: &Exchange, fault: &BackFault) -> Answer {

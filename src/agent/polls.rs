@@ -605,8 +605,8 @@ impl Agent {
         let now = core.now;
         let (near, far) = self.pipe_for(core, line);
         let Ask { id, method, target, fields, body } = ask;
-        let job =
-            Job { id, line, near, style, form: self.polls.form, head: None, body: Vec::new(), to: None, before: 0 };
+        let form = self.polls.form;
+        let job = Job { id, line, near, style, form, head: None, body: Vec::new(), to: None, before: 0 };
         self.polls.jobs.insert(far, job);
         // As long as the relay waits for the answer, and no longer: it may never come, and nobody would tell us that its visitor has
         // gone.
@@ -622,6 +622,10 @@ impl Agent {
         let mut sent = peer.conn.send_request(now, out, (&method, &target), length, |writer| {
             for (name, value) in end_to_end(&fields).filter(|(name, _)| Name::of(name) != Name::Expect) {
                 writer.field(name, value);
+            }
+            // Where a stock relay has it, it is the visitor's as it came, and trailers don't go home.
+            if form == Form::Full && fields.iter().any(|(name, _)| Name::of(name) == Name::Te) {
+                writer.field("TE", "trailers");
             }
         });
         if !body.is_empty() {

@@ -19,6 +19,7 @@ use ptth_proto::error::{Error, Fault};
 use ptth_proto::http::framing::{Asked, Framing};
 use ptth_proto::http::tunnel;
 use ptth_proto::limits::Wait;
+use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::{FieldWriter, Head, Version, is_idempotent};
 
 use crate::answer::{Answer, Code, wants_json};
@@ -1106,6 +1107,30 @@ pub(crate) fn respond(program: &str, core: &mut Core, front: Token, head: &Head,
 /// Whether a visitor may go on with this protocol.
 fn passes(side: &impl Side, token: &[u8]) -> bool {
     !tunnel::is_never_passed(token) && side.switches(token)
+}
+
+/// Writes the fields of a request that go on to the next hop, all but `Host` and those that are not wanted there, and whether
+/// trailers are.
+pub(crate) fn pass_on(head: &Head, fields: &mut FieldWriter<'_>, is_wanted: impl Fn(Name) -> bool) {
+    for field in head.fields.end_to_end() {
+        let passes = match field.known {
+            Name::Host => false,
+            known => is_wanted(known),
+        };
+        if passes {
+            fields.copy(field);
+        }
+    }
+    if takes_trailers(head) {
+        fields.field("TE", "trailers");
+        fields.field("Connection", "TE");
+    }
+}
+
+/// Whether whoever asks has said that it takes trailers (RFC 9110 §10.1.4). We pass them on, so the next hop is told; of the
+/// other codings that `TE` may name, none goes through.
+pub(crate) fn takes_trailers(head: &Head) -> bool {
+    head.fields.lists(Name::Te, b"trailers") && !is_http10(head)
 }
 
 /// Whether a message is of HTTP/1.0.

@@ -26,7 +26,7 @@ use ptth_proto::wire::head::{FieldWriter, Head, split_port};
 
 use crate::answer::{Answer, Code};
 use crate::bridge::exchange::{Exchange, Kind};
-use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side, is_http10};
+use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side, is_http10, pass_on};
 use crate::log::AccessLog;
 use crate::net;
 use crate::net::addr::Remote;
@@ -398,11 +398,7 @@ impl Side for Relay {
         // Always a Host line: Node answers 400 without one. Empty, when the visitor of HTTP/1.0 named none.
         let host = route::authority(head);
         fields.field("Host", host);
-        for field in head.fields.end_to_end() {
-            if field.known != Name::Host && (trusted || !field.known.is_forwarding()) {
-                fields.copy(field);
-            }
-        }
+        pass_on(head, fields, |known| trusted || !known.is_forwarding());
         let mut visitor = Text::new();
         let quoted = match exchange.visitor {
             Remote::Ip(address) => {

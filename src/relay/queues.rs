@@ -32,7 +32,7 @@ use super::registry::Taken;
 use super::route::{Means, TunnelName, means};
 use super::{Relay, is_free};
 use crate::answer::{Answer, Code};
-use crate::bridge::{Claim, Order, answer_early, hold, respond, stopping, take_bodiless};
+use crate::bridge::{Claim, Order, answer_early, hold, respond, stopping, take_bodiless, takes_trailers};
 use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat};
 use crate::reactor::{Core, Loss, Message};
@@ -706,6 +706,10 @@ impl Relay {
         // The relay has given the leave that a visitor asks for with it.
         let fields = head.fields.end_to_end().filter(|field| field.known != Name::Expect);
         let fields = fields.map(|field| (field.name, field.value));
+        let full = matches!(poll.carriage, Carriage::Packed(Form::Full));
+        // Of the answers to messages, these alone bring trailers.
+        let trailers = (full && takes_trailers(head)).then_some((&b"TE"[..], &b"trailers"[..]));
+        let fields = fields.chain(trailers);
         let written = match poll.carriage {
             Carriage::Comet(style) => {
                 comet::write_ask(into, style, id.as_str(), head.method(), head.target(), fields, body)

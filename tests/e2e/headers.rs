@@ -33,7 +33,7 @@ fn fields_of_one_hop_do_not_go_on_with_a_request() {
         &[],
         &[],
         "Connection: keep-alive, X-Named, Upgrade, HTTP2-Settings\r\nConnection: x-NAMED-too\r\nX-Named: 1\r\n\
-         X-Named-Too: 1\r\nX-Named-Not: 1\r\nKeep-Alive: timeout=5\r\nTE: trailers\r\nProxy-Connection: keep-alive\r\n\
+         X-Named-Too: 1\r\nX-Named-Not: 1\r\nKeep-Alive: timeout=5\r\nTE: gzip\r\nProxy-Connection: keep-alive\r\n\
          Proxy-Authorization: Basic eDp5\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\nTrailer: X-After\r\n",
     );
     for name in [

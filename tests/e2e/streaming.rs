@@ -4,6 +4,7 @@
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
+use crate::support::link::link;
 use crate::support::upstream::{After, Upstream};
 use crate::support::wire::{Framing, Message, Wire, chunk, get, ok, post};
 use crate::support::{Agent, PATIENCE, Part, Relay, carries, eventually, lacks, locked};
@@ -16,6 +17,10 @@ fn gate() -> (Sender<()>, Mutex<Receiver<()>>) {
 
 fn pass(gate: &Mutex<Receiver<()>>) {
     let _ = locked(gate).recv_timeout(PATIENCE);
+}
+
+fn pairs(fields: &[(String, String)]) -> Vec<(&str, &str)> {
+    fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
 
 #[test]
@@ -224,6 +229,80 @@ fn a_request_is_not_sent_again_behind_a_word_in_front_of_its_answer() {
     assert_eq!(upstream.requests().len(), 2);
     // The visitor's connection is none the worse for it.
     assert_eq!(visitor.get("demo", "/first").text(), "fine");
+}
+
+#[test]
+fn who_takes_trailers_is_said_at_each_hop() {
+    let upstream = Upstream::showing();
+    let relay = Relay::start(&[]);
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    let mut hand = link(&relay, "hand");
+    let mut told = |version: &str, fields: &str| {
+        let request = |name| format!("GET / HTTP/{version}\r\nHost: {name}.localhost\r\n{fields}\r\n");
+        assert_eq!(relay.visitor().send(request("demo")).response("GET").status(), 200);
+        let mut visitor = relay.visitor();
+        visitor.send(request("hand"));
+        let on_link = hand.request().head;
+        hand.send(ok("fine"));
+        assert_eq!(visitor.response("GET").text(), "fine");
+        for head in [&on_link, &upstream.last_request()] {
+            let trailers = head.get("TE");
+            // It is of one hop, and says so.
+            assert_eq!(head.get("Connection"), trailers.map(|_| "TE"), "{}", head.text);
+            assert!(trailers.is_none_or(|codings| codings == "trailers"), "{}", head.text);
+        }
+        (on_link.has("TE"), upstream.last_request().has("TE"))
+    };
+    // Where answers are messages, they have no trailers, and nobody is told that they had.
+    let both = (true, carries(Part::ComingResponse));
+    for fields in [
+        "TE: trailers\r\nConnection: TE\r\n",
+        "te: Trailers\r\n",
+        "TE: gzip;q=0.5, trailers, deflate\r\nConnection: close, TE\r\n",
+        "TE: deflate\r\nTE: trailers\r\n",
+    ] {
+        assert_eq!(told("1.1", fields), both, "{fields}");
+    }
+    for fields in ["", "TE: gzip\r\nConnection: TE\r\n", "TE: trailer, x-trailers\r\n", "TE:\r\n", "Connection: TE\r\n"]
+    {
+        assert_eq!(told("1.1", fields), (false, false), "{fields}");
+    }
+    assert_eq!(told("1.0", "TE: trailers\r\nConnection: TE\r\n"), (false, false));
+}
+
+#[test]
+fn an_upstream_that_asks_who_takes_trailers_sends_them() {
+    // As servers of gRPC's kind: a status behind the body, or nothing but it; and in the head for those who don't take it.
+    let upstream = Upstream::start(|asked| {
+        asked.body();
+        let body = if asked.head.target() == "/empty" { "" } else { "4\r\nbody\r\n" };
+        let (head, trailer) = if asked.head.get("TE") == Some("trailers") {
+            ("Trailer: Grpc-Status", "Grpc-Status: 0\r\nGrpc-Message: all is well\r\n")
+        } else {
+            ("Grpc-Status: 0", "")
+        };
+        asked
+            .wire
+            .send(format!("HTTP/1.1 200 OK\r\n{head}\r\nTransfer-Encoding: chunked\r\n\r\n{body}0\r\n{trailer}\r\n"));
+        After::Keep
+    });
+    let relay = Relay::start(&[]);
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    let mut visitor = relay.visitor();
+    for target in ["/empty", "/", "/empty", "/"] {
+        for te in ["TE: trailers\r\nConnection: TE\r\n", ""] {
+            let answer =
+                visitor.send(format!("POST {target} HTTP/1.1\r\nHost: demo.localhost\r\n{te}\r\n")).response("POST");
+            assert_eq!(answer.text(), if target == "/" { "body" } else { "" });
+            if te.is_empty() || !carries(Part::ComingResponse) {
+                assert_eq!((answer.head.get("Grpc-Status"), answer.trailers.len()), (Some("0"), 0));
+            } else {
+                assert_eq!(answer.head.get("Trailer"), Some("Grpc-Status"));
+                assert_eq!(pairs(&answer.trailers), [("Grpc-Status", "0"), ("Grpc-Message", "all is well")]);
+            }
+        }
+    }
+    assert_eq!(upstream.connections(), 1);
 }
 
 /// One of the requests that are sent ahead below, and whether this is the answer to it.
