@@ -594,9 +594,8 @@ impl<S: Side> Bridge<S> {
     }
 
     /// One end of a tunnel is gone before its time, or both have been silent for too long: the other is not to take what it has for
-    /// the whole.
+    /// the whole, even if that costs it the last bytes, which a slow reader has not taken yet.
     fn tunnel_broken(&mut self, core: &mut Core, id: usize, end: Token, code: Option<Code>) {
-        let now = core.now;
         let Some(mut exchange) = self.exchanges.end(id) else { return };
         let code = code.unwrap_or_else(|| match end == exchange.front {
             true => Code::VISITOR_GONE,
@@ -608,14 +607,8 @@ impl<S: Side> Bridge<S> {
         for (token, seat) in seats.into_iter().filter_map(|(token, seat)| Some((token?, seat))) {
             let Some(peer) = core.peer(token) else { continue };
             peer.seat = seat;
-            if token == end || peer.output.is_empty() {
-                peer.transport().break_on_close();
-                core.drop_peer(token);
-            } else {
-                // What came before still arrives.
-                peer.conn.close(now);
-                core.touch(token);
-            }
+            peer.transport().break_on_close();
+            core.drop_peer(token);
         }
         self.exchanges.recycle(exchange);
     }
