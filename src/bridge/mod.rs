@@ -416,6 +416,7 @@ impl<S: Side> Bridge<S> {
             // The one that waited for it is gone: the next one, or a rest.
             return self.let_go(core, back);
         };
+        core.read_on(back);
         let is_raw = |peer: &Peer| exchange.kind == Kind::Connect && peer.conn.is_tunnel() && peer.is_alive();
         let Some(peer) = core.tell(back).filter(|peer| peer.can_be_asked() || is_raw(peer)) else {
             self.orders.push(Order::Assign(id));

@@ -306,6 +306,17 @@ impl Core {
         self.touch(token);
     }
 
+    /// Reads what the last read of a peer may have left behind because its buffer was full. Before something is asked, that
+    /// must be known: what waits in the socket would be taken for the answer.
+    pub fn read_on(&mut self, token: Token) {
+        let Core { peers, pool, config, .. } = self;
+        let Some(peer) = peers.get_mut(token).filter(|peer| peer.can_read(config)) else { return };
+        if peer.fill(pool, config).is_err() {
+            peer.break_off();
+        }
+        self.step_again(token);
+    }
+
     /// Ends a connection without another word. What was not sent yet is not sent.
     pub fn drop_peer(&mut self, token: Token) {
         if let Some(peer) = self.peers.get_mut(token) {

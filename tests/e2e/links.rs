@@ -303,6 +303,51 @@ fn an_offer_is_answered_in_the_words_of_the_offer() {
     }
 }
 
+/// Returns when a relay of one worker has understood all that was sent to it before.
+fn settled(relay: &Relay) {
+    for _ in 0..2 {
+        assert_eq!(relay.visitor().send("x\r\n\r\n").response("GET").status(), 400);
+    }
+}
+
+#[test]
+fn what_is_left_behind_by_a_read_that_its_buffer_ended_is_nobodys_answer() {
+    // The sizes of the reads of a relay: a small buffer, and a large one behind a small one.
+    for size in [4096, 4096 + 65536] {
+        let relay = relay();
+        let mut agent = link(&relay, "demo");
+        let mut first = relay.visitor();
+        first.send(get("demo", "/first"));
+        assert_eq!(agent.request().head.target(), "/first");
+        // It waits for this link.
+        let mut second = relay.visitor();
+        second.send(get("demo", "/second"));
+        settled(&relay);
+        let body = "x".repeat(2 * size - ok(&"x".repeat(size)).len());
+        assert_eq!(ok(&body).len(), size);
+        agent.send(ok(&body) + &ok("planted"));
+        assert_eq!(first.response("GET").text(), body);
+        agent.expect_end();
+        assert_eq!(second.response("GET").code(), "no-link");
+    }
+}
+
+#[test]
+fn what_is_left_behind_by_a_read_that_ended_with_an_offer_is_nobodys_answer() {
+    let relay = relay();
+    let mut visitor = relay.visitor();
+    visitor.send(get("demo", "/"));
+    settled(&relay);
+    let offer = |filler: &str| {
+        format!("POST /demo HTTP/1.1\r\nHost: x\r\nUpgrade: PTTH/1.0\r\nConnection: Upgrade\r\nX: {filler}\r\n\r\n")
+    };
+    let filler = "x".repeat(4096 - offer("").len());
+    let mut agent = relay.visitor();
+    agent.send(offer(&filler) + &ok("planted"));
+    agent.whatever_comes();
+    assert_eq!(visitor.response("GET").code(), "no-link");
+}
+
 #[test]
 fn what_comes_right_behind_an_offer_closes_the_connection() {
     let relay = relay();
