@@ -22,7 +22,7 @@ use core::time::Duration;
 use crate::error::{CloseReason, Error, Fault, Misuse};
 use crate::http::body::{Reader, Writer};
 use crate::http::exchange::{Exchange, Move, Phase};
-use crate::http::framing::{Asked, Framing, framing};
+use crate::http::framing::{Asked, Framing, framing, is_doubtful};
 use crate::http::tunnel::{Flow, Tunnel};
 use crate::limits::{BLANK_LINES, Deadlines, Limits, NET_PTTH_PAUSE, NET_PTTH_QUIET, Wait};
 use crate::link::upgrade::{self, Profile, Token};
@@ -888,6 +888,9 @@ impl Http {
             }
             100..200 => {
                 self.exchange.make(Role::Server, Move::Informational)?;
+                if is_doubtful(head) {
+                    self.exchange.do_not_keep();
+                }
                 self.reading = Reading::HEAD;
                 return Ok(Event::Informational);
             }
@@ -903,7 +906,7 @@ impl Http {
         self.exchange.make(Role::Server, Move::Response)?;
         // net-ptth goes on after a body that only silence ends.
         let ends_by_close = framing == Framing::UntilClose && self.profile != Profile::NetPtth;
-        if !is_kept(head) || ends_by_close {
+        if !is_kept(head) || ends_by_close || is_doubtful(head) {
             self.exchange.do_not_keep();
         }
         self.reading = Reading::Body(framing.into());

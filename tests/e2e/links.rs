@@ -349,6 +349,27 @@ fn what_is_left_behind_by_a_read_that_ended_with_an_offer_is_nobodys_answer() {
 }
 
 #[test]
+fn who_announces_a_body_where_none_can_be_is_not_asked_again() {
+    let relay = relay();
+    for (method, answer) in [
+        ("GET", "HTTP/1.1 204 No Content\r\nContent-Length: 7\r\n\r\n"),
+        ("GET", "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ("HEAD", "HTTP/1.1 103 Early Hints\r\nContent-Length: 7\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n"),
+    ] {
+        let mut agent = link(&relay, "demo");
+        let mut visitor = relay.visitor();
+        visitor.send(format!("{method} / HTTP/1.1\r\nHost: demo.localhost\r\n\r\n"));
+        agent.request();
+        agent.send(answer);
+        let heard = visitor.response(method);
+        assert!(answer.contains(&format!(" {} ", heard.status())), "{answer}");
+        agent.expect_end();
+    }
+}
+
+#[test]
 fn what_comes_right_behind_an_offer_closes_the_connection() {
     let relay = relay();
     let offer = "POST /demo HTTP/1.1\r\nHost: relay.example\r\nUpgrade: PTTH/1.0\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n";

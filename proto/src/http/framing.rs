@@ -83,6 +83,17 @@ pub fn framing(head: &Head, asked: Option<Asked>) -> Result<Framing, Error> {
     Ok(if asked.is_none() { Framing::Empty } else { Framing::UntilClose })
 }
 
+/// Whether a response speaks of a body that its status does not let it have, or in two ways of one that it need not have. Its end
+/// is beyond doubt, but whoever says so may send that body after all, and it would be taken for the next answer.
+pub fn is_doubtful(head: &Head) -> bool {
+    let fields = &head.fields;
+    let coding = fields.has(Name::TransferEncoding);
+    match head.status() {
+        100..200 | 204 => coding || fields.all(Name::ContentLength).any(|length| length != b"0"),
+        _ => coding && fields.has(Name::ContentLength),
+    }
+}
+
 /// The one `Content-Length`, if there is any.
 ///
 /// # Errors
@@ -156,6 +167,25 @@ mod tests {
             assert_eq!(of("POST / HTTP/1.1", fields, None), expected.map_err(Error::Peer), "{fields:?}");
         }
         assert_eq!(of("POST / HTTP/1.0", "Transfer-Encoding: chunked\r\n", None), Err(Fault::CodingInHttp10.into()));
+    }
+
+    #[test]
+    fn who_says_that_there_is_a_body_where_none_can_be_is_doubted() {
+        for (status, fields, doubtful) in [
+            ("204", "", false),
+            ("204", "Content-Length: 0\r\n", false),
+            ("204", "Content-Length: 5\r\n", true),
+            ("204", "Transfer-Encoding: chunked\r\n", true),
+            ("103", "Content-Length: 5\r\n", true),
+            ("304", "Content-Length: 5\r\n", false),
+            ("304", BOTH, true),
+            ("200", BOTH, true),
+            ("200", "Transfer-Encoding: chunked\r\n", false),
+        ] {
+            let mut head = Head::default();
+            head.parse_response(format!("HTTP/1.1 {status} x\r\n{fields}\r\n").as_bytes(), &Limits::default()).unwrap();
+            assert_eq!(is_doubtful(&head), doubtful, "{status} {fields:?}");
+        }
     }
 
     #[test]
