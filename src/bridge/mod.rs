@@ -1109,6 +1109,8 @@ pub(crate) fn pass_on(head: &Head, fields: &mut FieldWriter<'_>, is_wanted: impl
     for field in head.fields.end_to_end() {
         let passes = match field.known {
             Name::Host => false,
+            // RFC 9110 §10.1.1: ignored where it is HTTP/1.0's, and the next hop sees our version and not that one.
+            Name::Expect if is_http10(head) => false,
             known => is_wanted(known),
         };
         if passes {

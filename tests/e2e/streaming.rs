@@ -164,6 +164,30 @@ fn a_visitor_that_does_not_wait_for_a_100_loses_nothing() {
 }
 
 #[test]
+fn a_visitor_of_http_1_0_can_expect_nothing() {
+    let upstream = Upstream::start(|asked| {
+        // Unasked, as some servers do it.
+        asked.wire.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n");
+        let Some(body) = asked.body() else { return After::Close };
+        asked.wire.send(ok(&String::from_utf8(body).unwrap()));
+        After::Keep
+    });
+    let relay = Relay::start(&[]);
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    let mut visitor = relay.visitor();
+    visitor.send("PUT / HTTP/1.0\r\nHost: demo.localhost\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\nbody");
+    let answer = visitor.response("PUT");
+    assert_eq!((answer.status(), answer.interim.len(), answer.text().as_str()), (200, 0, "body"));
+    // The upstream would take it for the word of one who can wait.
+    assert!(!upstream.last_request().has("Expect"));
+    // Any other expectation is for the upstream to judge, where it has a place.
+    let mut visitor = relay.visitor();
+    visitor.send("PUT / HTTP/1.1\r\nHost: demo.localhost\r\nExpect: a-miracle\r\nContent-Length: 4\r\n\r\nbody");
+    assert_eq!(visitor.response("PUT").status(), 200);
+    assert_eq!(upstream.last_request().get("Expect"), carries(Part::ComingRequest).then_some("a-miracle"));
+}
+
+#[test]
 fn what_comes_in_front_of_an_answer_is_not_the_answer() {
     let upstream = Upstream::start(|asked| {
         asked.body();
