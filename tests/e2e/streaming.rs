@@ -329,6 +329,40 @@ fn an_upstream_that_asks_who_takes_trailers_sends_them() {
     assert_eq!(upstream.connections(), 1);
 }
 
+#[test]
+fn what_belongs_in_the_head_does_not_go_through_behind_the_body() {
+    const TRAILERS: &str = "X-First: 1\r\nContent-Length: 7\r\nTransfer-Encoding: gzip\r\nHost: evil.localhost\r\n\
+         Authorization: Basic eDp5\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\nContent-Range: bytes 0-1/2\r\n\
+         Connection: X-Hop, close\r\nX-Hop: 1\r\nTE: gzip\r\nTrailer: X-Other\r\nUpgrade: h2c\r\nKeep-Alive: timeout=1\r\n\
+         X-Forwarded-For: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nX-Real-IP: 6.6.6.6\r\nVia: 1.1 evil\r\n\
+         Expect: 100-continue\r\nCache-Control: no-store\r\nMax-Forwards: 0\r\nRange: bytes=0-1\r\nCookie: a=1\r\nSet-Cookie: a=1\r\nIf-Match: \"x\"\r\n\
+         X-Last: 2\r\n\r\n";
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let trailers = Arc::clone(&heard);
+    let upstream = Upstream::start(move |asked| {
+        let mut body = Vec::new();
+        *locked(&trailers) = asked.wire.rest(&mut body).unwrap();
+        assert_eq!(body, b"abc");
+        asked.wire.send(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nxyz\r\n0\r\n{TRAILERS}"));
+        After::Keep
+    });
+    let relay = Relay::start(&[]);
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    let mut visitor = relay.visitor();
+    let kept = [("X-First", "1"), ("X-Last", "2")];
+    for _ in 0..2 {
+        let answer = visitor
+            .send("POST / HTTP/1.1\r\nHost: demo.localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n")
+            .send(TRAILERS)
+            .response("POST");
+        assert_eq!(answer.text(), "xyz");
+        assert_eq!(pairs(&answer.trailers), if carries(Part::ComingResponse) { &kept[..] } else { &[] });
+        assert_eq!(pairs(&locked(&heard)), if carries(Part::ComingRequest) { &kept[..] } else { &[] });
+    }
+    // `close` behind a body is no word on the connection.
+    assert_eq!(upstream.connections(), 1);
+}
+
 /// One of the requests that are sent ahead below, and whether this is the answer to it.
 fn ahead(n: usize, connection: &str) -> (&'static str, String) {
     let fields = format!("Host: demo.localhost\r\n{connection}");

@@ -6,7 +6,7 @@ use crate::error::{Error, Misuse};
 use crate::http::framing::Framing;
 use crate::limits::Limits;
 use crate::wire::chunk::{self, Decoder, Part};
-use crate::wire::fields::Fields;
+use crate::wire::fields::{Field, Fields};
 
 /// Reads one body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,9 +95,8 @@ impl Writer {
             Writer::Length(left) if *left > 0 => return Err(Misuse::WrongLength.into()),
             Writer::Chunked => {
                 out.extend_from_slice(b"0\r\n");
-                // What would change the message after the fact stays out (RFC 9110 §6.5.1): framing, routing, hop-by-hop.
                 for field in trailers.into_iter().flat_map(Fields::end_to_end) {
-                    if !field.known.is_forwarding() && !field.name.eq_ignore_ascii_case(b"host") {
+                    if may_trail(field) {
                         out.extend_from_slice(field.name);
                         out.extend_from_slice(b": ");
                         out.extend_from_slice(field.value);
@@ -110,4 +109,29 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// Whether a field may stand behind the body. What would change the message after the fact may not (RFC 9110 §6.5.1), for there
+/// are readers that take trailers for fields of the head: routing, authentication, how the body is to be read. These are the
+/// names that Go refuses, and cookies; those of one hop are gone before.
+fn may_trail(field: Field<'_>) -> bool {
+    const NOT: [&[u8]; 15] = [
+        b"authorization",
+        b"cache-control",
+        b"content-encoding",
+        b"content-range",
+        b"content-type",
+        b"cookie",
+        b"expect",
+        b"host",
+        b"max-forwards",
+        b"pragma",
+        b"range",
+        b"realm",
+        b"set-cookie",
+        b"trailer",
+        b"www-authenticate",
+    ];
+    let is_condition = field.name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"if-"));
+    !field.known.is_forwarding() && !is_condition && !NOT.iter().any(|name| field.name.eq_ignore_ascii_case(name))
 }
