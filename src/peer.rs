@@ -384,10 +384,13 @@ impl Peer {
         if let Twin::Near(_) = self.twin {
             return self.wait;
         }
+        let conn = self.conn.deadline(deadlines);
+        // Who answers before it has the whole request may have no use for the rest: its answer has a patience of its own.
+        let answers = matches!(conn, Some((_, Wait::Stream)));
         // Whoever reads from a tunnel may rest: a pager, a shell that is halted.
         let patience = if self.conn.is_tunnel() { deadlines.tunnel } else { deadlines.write };
-        let write = (!self.output.is_empty()).then(|| (self.took + patience, Wait::Write));
-        let conn = self.conn.deadline(deadlines).filter(|(_, wait)| match wait {
+        let write = (!self.output.is_empty() && !answers).then(|| (self.took + patience, Wait::Write));
+        let conn = conn.filter(|(_, wait)| match wait {
             // A peer that we don't read because its bytes have nowhere to go owes us nothing.
             Wait::Body | Wait::Stream | Wait::Quiet | Wait::Tunnel | Wait::TunnelEnd => !self.held,
             // Counted from our last byte.

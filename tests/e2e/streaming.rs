@@ -1,8 +1,10 @@
 //! Streams, and what is said around a body: events, uploads without end, words in front of an answer, trailers behind it, answers
 //! before their request is whole, and requests sent ahead.
 
+use std::io::Write;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use crate::support::link::link;
 use crate::support::upstream::{After, Upstream};
@@ -361,6 +363,57 @@ fn what_belongs_in_the_head_does_not_go_through_behind_the_body() {
     }
     // `close` behind a body is no word on the connection.
     assert_eq!(upstream.connections(), 1);
+}
+
+#[test]
+fn an_upstream_that_answers_need_not_take_the_rest_of_the_request() {
+    // More than lies in the sockets on the way.
+    const LENGTH: usize = 64 << 20;
+    if lacks(Part::ComingRequest) {
+        return;
+    }
+    let (go, wait) = gate();
+    let (over, end) = gate();
+    let upstream = Upstream::start(move |asked| {
+        if asked.head.target() == "/unanswered" {
+            pass(&end);
+            return After::Close;
+        }
+        asked.wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n");
+        pass(&wait);
+        asked.wire.send("4\r\nover\r\n0\r\n\r\n");
+        asked.body();
+        After::Close
+    });
+    let patience = ["--timeout", "write=200ms"];
+    let relay = Relay::start(&patience);
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &patience);
+    let upload = |target: &str| {
+        let visitor = relay.visitor();
+        let mut writer = visitor.writer();
+        let head = format!("POST {target} HTTP/1.1\r\nHost: demo.localhost\r\nContent-Length: {LENGTH}\r\n\r\n");
+        let sent = thread::spawn(move || {
+            let _ = writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(&vec![b'x'; LENGTH]));
+        });
+        (visitor, sent)
+    };
+    let (mut answered, sent) = upload("/answered");
+    assert_eq!(answered.response_head("POST").unwrap().0.status(), 200);
+    assert_eq!(answered.body(5), b"begun");
+    // When those that came later have been given up for what the upstream doesn't take, the one before would have been.
+    for _ in 0..3 {
+        let (mut unanswered, sent) = upload("/unanswered");
+        assert_eq!(unanswered.response("POST").status(), 504);
+        drop(unanswered);
+        sent.join().unwrap();
+    }
+    drop(over);
+    go.send(()).unwrap();
+    let mut rest = Vec::new();
+    answered.rest(&mut rest).unwrap();
+    assert_eq!(rest, b"over");
+    drop(answered);
+    sent.join().unwrap();
 }
 
 /// One of the requests that are sent ahead below, and whether this is the answer to it.
