@@ -262,6 +262,11 @@ impl Conn {
         self.http().is_none_or(|http| !matches!(http.theirs(), Phase::Idle | Phase::Answering | Phase::Body))
     }
 
+    /// Whether another exchange may follow the present one, as far as is known.
+    pub fn is_kept(&self) -> bool {
+        self.http().is_some_and(|http| http.exchange.is_kept())
+    }
+
     /// Whether a final response can still be sent: none was begun.
     pub fn can_respond(&self) -> bool {
         self.http()

@@ -140,6 +140,11 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
         Event::Response(framing) => {
             exchange.status = head.status();
             exchange.code = code_of(head);
+            let rest = from.input.len() - used;
+            if !to.conn.has_heard_all() && (is_waiting(exchange) || is_whole(framing, rest) || !from.conn.is_kept()) {
+                // Behind a request that is answered and never whole no other can be found: its sender is told (RFC 9112 §9.6).
+                to.conn.do_not_keep();
+            }
             begin_response(to, head, framing, now)
         }
         Event::Data(data) => {
@@ -262,6 +267,20 @@ fn stream(core: &mut Core, from: Token, to: Token, bytes: &mut u64) -> Result<bo
         return Ok(true);
     }
     Ok(false)
+}
+
+/// Whether the sender of a request holds its body back until it is asked for it: now that it is answered, it won't send it.
+fn is_waiting(exchange: &Exchange) -> bool {
+    exchange.bytes_in == 0 && exchange.head.fields.lists(Name::Expect, b"100-continue")
+}
+
+/// Whether the response's body has come with its head, so that the request won't be whole before it.
+fn is_whole(framing: Framing, rest: usize) -> bool {
+    match framing {
+        Framing::Empty => true,
+        Framing::Length(length) => length <= rest as u64,
+        Framing::Chunked | Framing::UntilClose => false,
+    }
 }
 
 fn inform(to: &mut Peer, head: &Head) -> Result<Flow, Error> {

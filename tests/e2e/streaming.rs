@@ -135,6 +135,61 @@ fn an_upload_without_end_is_answered_as_it_goes_and_never_taken_for_whole() {
 }
 
 #[test]
+fn a_body_that_is_not_wanted_is_never_sent_and_its_connection_ends() {
+    if lacks(Part::ComingRequest) {
+        return;
+    }
+    for (status, framing) in
+        [(417, "Content-Length: 31"), (413, "Transfer-Encoding: chunked"), (401, "Content-Length: 31")]
+    {
+        // An answer of a length, and one that ends only later: whoever waits is told with its head.
+        for whole in [true, false] {
+            let (go, wait) = gate();
+            let (ended, end) = mpsc::channel();
+            let ended = Mutex::new(ended);
+            let upstream = Upstream::start(move |asked| {
+                if asked.head.method() == "GET" {
+                    asked.wire.send(ok("fine"));
+                    return After::Keep;
+                }
+                assert_eq!(asked.head.get("Expect"), Some("100-continue"));
+                if whole {
+                    asked.wire.send(format!("HTTP/1.1 {status} No\r\nContent-Length: 2\r\n\r\nno"));
+                } else {
+                    asked.wire.send(format!("HTTP/1.1 {status} No\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n"));
+                    pass(&wait);
+                    asked.wire.send("0\r\n\r\n");
+                }
+                let mut rest = Vec::new();
+                let broken = asked.wire.rest(&mut rest).is_err();
+                locked(&ended).send((rest, broken)).unwrap();
+                After::Close
+            });
+            let relay = Relay::start(&[]);
+            let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+            let mut visitor = relay.visitor();
+            visitor
+                .send(format!("PUT / HTTP/1.1\r\nHost: demo.localhost\r\nExpect: 100-continue\r\n{framing}\r\n\r\n"));
+            let (head, _, interim) = visitor.response_head("PUT").unwrap();
+            assert_eq!((head.status(), interim.len()), (status, 0));
+            assert_eq!(head.get("Connection"), Some("close"), "{}", head.text);
+            assert_eq!(visitor.body(2), b"no");
+            go.send(()).unwrap();
+            visitor.rest(&mut Vec::new()).unwrap();
+            // The upstream's connection has half a request on it: nothing more comes on it but its end.
+            assert_eq!(end.recv_timeout(PATIENCE).unwrap(), (Vec::new(), true));
+            // A body that comes all the same is none, and no request either.
+            let _ = visitor.try_send(get("demo", "/body"));
+            visitor.expect_end();
+            assert_eq!(relay.get("demo", "/next").text(), "fine");
+            let targets: Vec<String> = upstream.requests().iter().map(|head| head.target().to_owned()).collect();
+            assert_eq!(targets, ["/", "/next"]);
+            assert_eq!(upstream.connections(), 2);
+        }
+    }
+}
+
+#[test]
 fn a_visitor_that_does_not_wait_for_a_100_loses_nothing() {
     // One that gives its leave, and one that doesn't care for it. Where bodies are whole, the relay gives leave itself.
     let upstream = Upstream::start(|asked| {
@@ -365,6 +420,72 @@ fn what_belongs_in_the_head_does_not_go_through_behind_the_body() {
     assert_eq!(upstream.connections(), 1);
 }
 
+/// Answers of all kinds to a request that is not whole: how they start, whether in chunks, and how many pieces their body has.
+const EARLY: [(&str, bool, usize); 6] = [
+    ("204 No Content\r\n", false, 0),
+    ("200 OK\r\nContent-Length: 0\r\n", false, 0),
+    ("200 OK\r\nContent-Length: 65536\r\n", false, 1),
+    ("200 OK\r\nContent-Length: 16777216\r\n", false, 256),
+    ("200 OK\r\nTransfer-Encoding: chunked\r\n", true, 1),
+    ("200 OK\r\nTransfer-Encoding: chunked\r\n", true, 256),
+];
+
+#[test]
+fn an_answer_before_its_requests_end_is_whole_and_the_last_on_every_connection() {
+    if lacks(Part::ComingRequest) {
+        return;
+    }
+    for (start, chunked, pieces) in EARLY {
+        for framing in ["Content-Length: 1000000", "Transfer-Encoding: chunked"] {
+            let (ended, end) = mpsc::channel();
+            let ended = Mutex::new(ended);
+            let upstream = Upstream::start(move |asked| {
+                if asked.head.method() == "GET" {
+                    asked.wire.send(ok("fine"));
+                    return After::Keep;
+                }
+                let block = vec![b'x'; 65536];
+                asked.wire.send(format!("HTTP/1.1 {start}\r\n"));
+                for _ in 0..pieces {
+                    asked.wire.send(if chunked { chunk(&block) } else { block.clone() });
+                }
+                if chunked {
+                    asked.wire.send("0\r\n\r\n");
+                }
+                // Nothing behind it but the end: no next request, and no end of this one.
+                let broken = asked.wire.rest(&mut Vec::new()).is_err();
+                locked(&ended).send(broken).unwrap();
+                After::Close
+            });
+            let relay = Relay::start(&[]);
+            let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+            let mut visitor = relay.visitor();
+            visitor.send(format!("POST / HTTP/1.1\r\nHost: demo.localhost\r\n{framing}\r\n\r\n"));
+            if framing.starts_with("Transfer") {
+                visitor.send("f4240\r\n");
+            }
+            visitor.send("the start");
+            let answer = visitor.response("POST");
+            assert!(start.starts_with(&answer.status().to_string()), "{}", answer.head.text);
+            assert_eq!(answer.body.len(), pieces * 65536, "{start}{framing}");
+            if pieces == 0 {
+                assert_eq!(answer.head.get("Connection"), Some("close"), "{}", answer.head.text);
+            }
+            assert!(end.recv_timeout(PATIENCE).unwrap(), "the upstream's connection was used again");
+            // The rest of the request comes all the same, and looks like another one.
+            let _ = visitor.try_send(get("demo", "/smuggled").repeat(10));
+            visitor.expect_end();
+            let mut next = relay.visitor();
+            for _ in 0..3 {
+                assert_eq!(next.get("demo", "/next").text(), "fine");
+            }
+            let targets: Vec<String> = upstream.requests().iter().map(|head| head.target().to_owned()).collect();
+            assert_eq!(targets, ["/", "/next", "/next", "/next"]);
+            assert_eq!(upstream.connections(), 2);
+        }
+    }
+}
+
 #[test]
 fn an_upstream_that_answers_need_not_take_the_rest_of_the_request() {
     // More than lies in the sockets on the way.
@@ -414,6 +535,40 @@ fn an_upstream_that_answers_need_not_take_the_rest_of_the_request() {
     assert_eq!(rest, b"over");
     drop(answered);
     sent.join().unwrap();
+}
+
+#[test]
+fn an_upstream_that_says_close_in_the_middle_of_a_request_says_so_to_the_visitor() {
+    if lacks(Part::ComingRequest) {
+        return;
+    }
+    for (head, end) in [
+        ("HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n", "0\r\n\r\n"),
+        ("HTTP/1.0 200 OK\r\n\r\n", ""),
+    ] {
+        let upstream = Upstream::start(move |asked| {
+            asked.wire.send(head);
+            asked.body();
+            asked.wire.send(end);
+            After::Close
+        });
+        let relay = Relay::start(&[]);
+        let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+        let mut visitor = relay.visitor();
+        visitor.send("POST / HTTP/1.1\r\nHost: demo.localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n");
+        let (answer, ..) = visitor.response_head("POST").unwrap();
+        assert_eq!(answer.get("Connection"), Some("close"), "{}", answer.text);
+        // It goes on reading, and so do we.
+        visitor.send("1\r\nb\r\n0\r\n\r\n");
+        visitor.rest(&mut Vec::new()).unwrap();
+        visitor.expect_end();
+        // Said while nothing of a request is missing, it is a word on the upstream's connection alone.
+        let mut visitor = relay.visitor();
+        for _ in 0..2 {
+            let answer = visitor.get("demo", "/");
+            assert_eq!((answer.status(), answer.head.get("Connection")), (200, None), "{}", answer.head.text);
+        }
+    }
 }
 
 /// One of the requests that are sent ahead below, and whether this is the answer to it.
