@@ -3,10 +3,11 @@
 
     interop.py [--programs FOLDER] [--modules FOLDER] [--ptth FOLDER] [PART…]
 
-Parts: npm, comet, ptth. A part whose programs are not there is skipped, and said to be.
+Parts: npm, comet, ptth, streaming. A part whose programs are not there is skipped, and said to be.
 """
 import argparse
 import pathlib
+import shutil
 import signal
 import sys
 
@@ -14,9 +15,10 @@ import comet
 import npm
 import ptth
 import second_life
+import streaming
 from checks import Checks
 
-PARTS = ["npm", "comet", "ptth"]
+PARTS = ["npm", "comet", "ptth", "streaming"]
 COLUMNS = {"our-agent": ptth.OUR_AGENT, "our-relay": ptth.OUR_RELAY, "real": ptth.REAL}
 
 
@@ -54,6 +56,11 @@ def main():
                 checks.skip("npm", "reverse-http is not installed")
         elif part == "comet":
             comet.play(relay, agent, checks)
+        elif part == "streaming":
+            if shutil.which("node"):
+                streaming.play(relay, agent, checks)
+            else:
+                checks.skip("streaming", "node is not installed")
         elif part == "ptth":
             if options.ptth:
                 ptth.play(relay, agent, options.ptth, checks, options.columns, options.case)

@@ -1,10 +1,11 @@
 #!/bin/sh
 # Lets programs that we did not write talk to ours: npm's reverse-http and the transcript of 2008 (part npm), curl as an
-# agent and a relay written after the page of 2008 (part comet), and the ptth relay and server (part ptth).
+# agent and a relay written after the page of 2008 (part comet), the ptth relay and server (part ptth), and Node, curl and
+# Python's server at either end of a tunnel (part streaming).
 #
 #     tests/interop/run.sh [--programs FOLDER] [--columns our-agent,our-relay,real] [--case WORDS] [PART…]
 #
-# Needs python3 and curl, node and npm for npm, cargo for ptth, and our programs: the newer ones of target/release and
+# Needs python3 and curl, node for npm and streaming, npm for npm, cargo for ptth, and our programs: the newer ones of target/release and
 # target/debug, unless --programs names their folder. What else a part needs is installed; where that fails, the part
 # is skipped, and that is said. One line for each check, a table for ptth; the last one is `N passed, N failed`.
 set -eu
@@ -28,7 +29,7 @@ done
 
 # Is this part asked for? All are when none is named.
 wanted() {
-    case " $parts " in *" npm "* | *" comet "* | *" ptth "*) ;; *) return 0 ;; esac
+    case " $parts " in *" npm "* | *" comet "* | *" ptth "* | *" streaming "*) ;; *) return 0 ;; esac
     case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac
 }
 
