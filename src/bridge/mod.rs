@@ -565,7 +565,8 @@ impl<S: Side> Bridge<S> {
             if exchange.kind == Kind::Connect {
                 // It has no page to read that on.
                 let (visitor, code) = (exchange.visitor, answer.code.name);
-                log::info!("a connection from {visitor} was closed ({code}): {}", answer.text);
+                let tunnel = self.side.tunnel(exchange);
+                log::info!("tunnel `{tunnel}`: a connection from {visitor} was closed ({code}): {}", answer.text);
             }
             self.cancel(core, id, answer.code);
         }

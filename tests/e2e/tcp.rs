@@ -220,7 +220,8 @@ fn an_agent_that_polls_has_no_tcp_tunnels() {
     let (relay, port) = relay(&[]);
     let _agent = Agent::start(&relay, "demo", "hello", &["--dialect", "comet"]);
     Wire::connect(port).expect_end();
-    relay.log().wait_for("was closed (dialect-limit)");
+    let line = relay.log().wait_for("was closed (dialect-limit)");
+    assert!(line.contains("tunnel `demo`"), "{line}");
     assert_eq!(relay.get("demo", "/").status(), 200);
 }
 
