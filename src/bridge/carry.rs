@@ -232,6 +232,10 @@ pub(super) fn tunnel(core: &mut Core, exchange: &mut Exchange, back: Token) -> F
     if let Some(deaf) = [front, back].into_iter().find(|end| core.peer(*end).is_some_and(ended)) {
         return Flow::Broken(deaf);
     }
+    // Where neither takes anything, what they still have to say is for nobody.
+    if [front, back].into_iter().all(|end| core.peer(end).is_none_or(|peer| peer.is_deaf())) {
+        return Flow::Broken(front);
+    }
     let over = core.peer(front).is_none_or(|front| front.conn.closing().is_some());
     if over { Flow::Over } else { Flow::Still }
 }
