@@ -34,8 +34,14 @@ codes! {
     NO_LINK = "no-link", 503, "destination_unavailable";
     /// All links of the tunnel are busy, and none was free in time.
     LINKS_BUSY = "links-busy", 503, "connection_limit_reached";
-    /// More requests wait for a link than may wait.
+    /// The tunnel has as many requests, or as many that wait for a link, as it may have.
     TUNNEL_BUSY = "tunnel-busy", 503, "connection_limit_reached";
+    /// The relay has as many requests waiting, or as many bytes in memory, as it may have.
+    RELAY_BUSY = "relay-busy", 503, "http_request_denied";
+    /// The relay has as many visitors as it may have.
+    TOO_MANY_CONNECTIONS = "too-many-connections", 503, "http_request_denied";
+    /// The visitor's address has as many connections as one may have.
+    ADDRESS_BUSY = "address-busy", 429, "http_request_denied";
     /// There are as many tunnels as there may be.
     TOO_MANY_TUNNELS = "too-many-tunnels", 503, "connection_limit_reached";
     /// The agent did not begin its answer in time.
@@ -88,6 +94,10 @@ codes! {
     HEAD_TIMEOUT = "head-timeout", 408, "http_request_error";
     /// A request's body stopped coming.
     BODY_TIMEOUT = "body-timeout", 408, "http_request_error";
+    /// A request's body is larger than the relay takes.
+    BODY_TOO_LARGE = "body-too-large", 413, "http_request_error";
+    /// A request's body comes too slowly.
+    BODY_TOO_SLOW = "body-too-slow", 408, "http_request_error";
     /// The visitor left before its answer was complete. Only in the log: nginx's 499.
     VISITOR_GONE = "visitor-gone", 499, "connection_terminated";
     /// The visitor stopped taking its answer. Only in the log.
@@ -110,7 +120,7 @@ pub struct Answer {
 impl Answer {
     /// An answer with this text.
     pub fn new(code: Code, text: impl Into<Cow<'static, str>>) -> Answer {
-        let retry_after = (code.status == 503).then_some(5);
+        let retry_after = matches!(code.status, 429 | 503).then_some(5);
         Answer { code, text: text.into(), retry_after }
     }
 

@@ -164,17 +164,19 @@ refused by the relay, 5 relay gone.
 
 /// The end of the long help: the names that --timeout and --limit take, from the one table that has them.
 fn after_help(own: &str) -> String {
-    use ptth_proto::limits::{Deadlines, Limits};
+    use ptth_proto::limits::{Deadlines, Limits, NONE};
     let (deadlines, limits) = (Deadlines::default(), Limits::default());
     let mut help = String::from(own);
     help.push_str("\nNames for --timeout:\n");
     for (name, about) in Deadlines::NAMES {
         let time = deadlines.get(name).map(|time| humantime::format_duration(time).to_string()).unwrap_or_default();
-        help.push_str(&format!("  {name:<14} {about} [default: {time}]\n"));
+        help.push_str(&format!("  {name:<19} {about} [default: {time}]\n"));
     }
     help.push_str("\nNames for --limit:\n");
     for (name, about) in Limits::NAMES {
-        help.push_str(&format!("  {name:<14} {about} [default: {}]\n", limits.get(name).unwrap_or_default()));
+        let number = limits.get(name).filter(|number| *number != NONE);
+        let number = number.map_or("none".into(), |number| number.to_string());
+        help.push_str(&format!("  {name:<19} {about} [default: {number}]\n"));
     }
     help
 }

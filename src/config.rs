@@ -348,13 +348,15 @@ fn read_token(path: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-/// Raises the soft limit on open files to the hard one: each visitor and each link is a file.
-pub fn raise_file_limit() {
+/// Raises the soft limit on open files to the hard one: each visitor and each link is a file. Gives what it is then.
+pub fn raise_file_limit() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     // Where it can't be had, the old one holds, and running into it is said when it happens.
     let _ = setrlimit(Resource::Nofile, limit);
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(files).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use ptth_proto::time::Instant;
 use crate::net::Transport;
 use crate::net::addr::Remote;
 use crate::net::buf::{InBuf, OutBuf, Pool};
+use crate::net::guests::Pass;
 
 /// Who acts on what a peer says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +107,8 @@ pub struct Peer {
     pub written: u64,
     /// The other end, if it is in this loop.
     pub twin: Twin,
+    /// How it was let in, for as long as it counts.
+    pub pass: Option<Pass>,
     transport: Transport,
     life: Life,
     /// What the edge-triggered poll last said, until a read or write finds otherwise.
@@ -125,6 +128,8 @@ pub struct Peer {
     pub(crate) armed: Option<Instant>,
     /// It is on the list of those touched in this turn.
     pub(crate) touched: bool,
+    /// Bytes of its buffers, as the loop last counted them.
+    pub(crate) counted: usize,
 }
 
 impl Peer {
@@ -144,6 +149,7 @@ impl Peer {
             eof: false,
             written: 0,
             twin: Twin::None,
+            pass: None,
             transport,
             life: if connecting { Life::Connecting(now) } else { Life::Open },
             readable: false,
@@ -155,6 +161,7 @@ impl Peer {
             took: now,
             armed: None,
             touched: false,
+            counted: 0,
         }
     }
 
@@ -236,6 +243,16 @@ impl Peer {
     /// Whether the peer has closed its side or is gone altogether, whether or not all that it sent was read.
     pub fn has_hung_up(&self) -> bool {
         self.hung_up || self.eof
+    }
+
+    /// Until when it may wait for a request of which nothing has come, so that the one that has waited longest has the earliest;
+    /// `None` when it doesn't, or only since this turn: then its request may be there already.
+    pub fn idle_until(&self, now: Instant, deadlines: &Deadlines) -> Option<Instant> {
+        if self.seat != Seat::Front || !self.can_be_asked() || !self.output.is_empty() {
+            return None;
+        }
+        let idle = |(at, wait): &(Instant, Wait)| *wait == Wait::Idle && *at < now + deadlines.idle;
+        self.conn.deadline(deadlines).filter(idle).map(|(at, _)| at)
     }
 
     /// What the peer is waited for.

@@ -57,8 +57,30 @@ named_numbers! {
         /// Body bytes of one direction that wait in memory for a slow reader before its writer is no longer read.
         /// Linux's own default for a pipe is 64 KiB.
         buffer = "buffer", 64 * 1024, "bytes held for a slow reader, each way";
+        /// Bytes of a visitor's request body, in a relay. Off: what is too much is the upstream's to say (nginx 1 MiB, Apache and
+        /// Node any length).
+        body = "body", NONE, "bytes of a visitor's request body (413 beyond)";
+        /// Bytes a second that a visitor's request has to bring, averaged over each time of [`Deadlines::body`]; what comes of its
+        /// answer meanwhile counts as well. A note of a hundred bytes every ten seconds is a stream; a byte a second holds a
+        /// link for nothing. Apache's RequestReadTimeout asks for 500.
+        body_rate = "body-rate", 8, "bytes a second that a visitor's body has to bring (408 below)";
+        /// Connections of visitors that a relay has in all; never more than its descriptors allow. Four times nginx's usual
+        /// `worker_connections`, and a descriptor limit of 20,000 has room for it.
+        connections = "connections", 16_384, "connections of visitors (503 beyond)";
+        /// Those of one address; of IPv6, of one /64, which is what a household gets. A load test passes, and an office behind one
+        /// address; and no machine takes everything.
+        address_connections = "address-connections", 4096, "connections of one address (429 beyond)";
+        /// Connections beyond either number that are let in to be told so. Those beyond that are closed without a word.
+        surplus = "surplus", 256, "connections too many that are told so";
+        /// Requests of one tunnel that are under way, waiting or with a link: twice its links.
+        tunnel_requests = "tunnel-requests", 8192, "requests of a tunnel under way (503 beyond)";
         /// Requests of one tunnel that wait for a link; those beyond get a 503 at once.
         waiting = "waiting", 1024, "requests of a tunnel that may wait for a link";
+        /// The same of all tunnels: each visitor has one of them at most.
+        waiting_all = "waiting-all", 16_384, "requests that may wait for a link in all (503 beyond)";
+        /// Bytes of the buffers of all connections of a relay, and of the messages of agents that poll. Beyond it no request
+        /// begins, and those under way go on: each of them is bounded by `buffer`.
+        memory = "memory", 512 * 1024 * 1024, "bytes buffered in all (503 beyond)";
         /// Links of one tunnel. The newest always gets in: beyond the limit, the link that has been idle longest goes.
         links = "links", 4096, "links of a tunnel";
         /// Tunnels of one relay.
@@ -74,6 +96,14 @@ named_numbers! {
         /// Idle connections to the upstream that an agent keeps. nginx's documentation suggests 16 to 32 in `keepalive`.
         upstream_idle = "upstream-idle", 64, "idle upstream connections an agent keeps";
     }
+}
+
+/// A limit of this number is none.
+pub const NONE: usize = usize::MAX;
+
+/// Descriptors of a relay that are not for visitors, of so many that it may have: for links, listeners, files.
+pub const fn descriptors_kept(all: usize) -> usize {
+    all / 8 + 16
 }
 
 /// Bytes and fields that a relay may add to a visitor's head: a link takes so much more, or what one hop lets through the next

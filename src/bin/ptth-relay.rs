@@ -27,9 +27,9 @@ fn main() -> ExitCode {
 
 fn run(cli: &Relay) -> Result<u8, Failure> {
     let settings = config::relay(cli).map_err(Failure::flags)?;
-    config::raise_file_limit();
+    let files = config::raise_file_limit();
     let domain = settings.domain.clone();
-    let (mut reactors, addresses) = relay::start(settings).map_err(Failure::start)?;
+    let (mut reactors, addresses) = relay::start(settings, files).map_err(Failure::start)?;
     // One loop hears the signals and tells the others. Before anybody can know that it listens.
     if let Some(first) = reactors.first_mut() {
         let failed = |error| Failure::start(format!("signals can't be handled: {error}"));

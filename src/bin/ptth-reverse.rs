@@ -23,8 +23,8 @@ fn main() -> ExitCode {
 
 fn run(cli: &Reverse) -> Result<u8, Failure> {
     let (settings, own_relay) = config::reverse(cli).map_err(Failure::flags)?;
-    config::raise_file_limit();
-    let relay = own_relay.map(start_relay).transpose().map_err(Failure::start)?;
+    let files = config::raise_file_limit();
+    let relay = own_relay.map(|settings| start_relay(settings, files)).transpose().map_err(Failure::start)?;
     let (relay, mailbox) = relay.unzip();
     let mut reactor = agent::start(settings).map_err(Failure::start)?;
     // The relay of our own stops when we do: one loop hears the signals.
@@ -40,8 +40,8 @@ fn run(cli: &Reverse) -> Result<u8, Failure> {
 }
 
 /// A relay of one's own, on a thread of this process: one command shows the whole thing.
-fn start_relay(settings: relay::Settings) -> Result<(thread::JoinHandle<()>, Mailbox), String> {
-    let (reactors, _) = relay::start(settings).map_err(|error| {
+fn start_relay(settings: relay::Settings, files: usize) -> Result<(thread::JoinHandle<()>, Mailbox), String> {
+    let (reactors, _) = relay::start(settings, files).map_err(|error| {
         let at = config::OWN_RELAY;
         format!(
             "no --via was given, and no relay can be started here: {error} (is one running? then --via http://{at})"

@@ -2,7 +2,7 @@
 //! comes. Each call moves one event; whoever calls goes on while something moves.
 
 use mio::Token;
-use ptth_proto::conn::{Body, Event};
+use ptth_proto::conn::{Body, Config, Event};
 use ptth_proto::error::{Error, Fault};
 use ptth_proto::http::framing::{Framing, content_length};
 use ptth_proto::http::tunnel::is_answer_to;
@@ -11,8 +11,8 @@ use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::Head;
 
 use super::BackFault;
-use super::exchange::{Exchange, Kind, Stage};
-use crate::answer::code_of;
+use super::exchange::{Exchange, Intake, Kind, Stage};
+use crate::answer::{Answer, Code, code_of};
 use crate::peer::Peer;
 use crate::reactor::Core;
 
@@ -32,6 +32,8 @@ pub(super) enum Flow {
     Front(Error),
     /// The back failed.
     Back(BackFault),
+    /// The request's body breaks a limit.
+    Limit(Answer),
 }
 
 /// Whether the bytes of `from` have to wait until `to` takes what it has.
@@ -44,6 +46,42 @@ pub(crate) fn hold(from: &mut Peer, to: &mut Peer, most: usize, now: Instant) ->
     }
     from.held = full;
     full
+}
+
+/// Whether so many more bytes of a request's body may come. A rate is asked for only when there was time enough for one, and never
+/// of a moment in which we were the ones who waited; what comes of the answer counts as well: the link is not held for nothing.
+fn admit(exchange: &mut Exchange, now: Instant, length: usize, config: &Config) -> Result<(), Answer> {
+    let most = config.limits.body as u64;
+    let carried = exchange.bytes_in + exchange.bytes_out;
+    let since = match exchange.intake {
+        Intake::Free => return Ok(()),
+        _ if exchange.bytes_in + length as u64 > most => return Err(too_large(most)),
+        Intake::Due => {
+            exchange.intake = Intake::Since(now, carried);
+            return Ok(());
+        }
+        Intake::Since(since, _) if now.since(since) < config.deadlines.body => return Ok(()),
+        Intake::Since(since, before) => {
+            let brought = u128::from(carried - before) + length as u128;
+            let took = now.since(since);
+            let rate = config.limits.body_rate;
+            if brought * 1000 < rate as u128 * took.as_millis() {
+                let text = format!(
+                    "The request's body came too slowly: {brought} bytes in {:.1} s, where {rate} a second are asked for.",
+                    took.as_secs_f32()
+                );
+                return Err(Answer::new(Code::BODY_TOO_SLOW, text));
+            }
+            now
+        }
+    };
+    exchange.intake = Intake::Since(since, carried);
+    Ok(())
+}
+
+/// What a request gets whose body is larger than it may be.
+pub(crate) fn too_large(most: u64) -> Answer {
+    Answer::new(Code::BODY_TOO_LARGE, format!("This relay takes request bodies of at most {most} bytes."))
 }
 
 /// Carries the request's body from the front to the back.
@@ -67,8 +105,12 @@ pub(super) fn ask(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow
     if from.conn.has_heard_all() || !to.conn.is_speaking() || to.is_deaf() {
         return Flow::Still;
     }
+    let was_held = from.held;
     if hold(from, to, most, now) {
         return Flow::Still;
+    }
+    if was_held && exchange.intake != Intake::Free {
+        exchange.intake = Intake::Due;
     }
     let (used, event) = match from.conn.recv(now, from.input.bytes(), head, config) {
         Ok(step) => step,
@@ -76,6 +118,11 @@ pub(super) fn ask(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow
     };
     let (sent, moved) = match event {
         Some(Event::Data(data)) => {
+            if let Err(answer) = admit(exchange, now, data.len(), config) {
+                from.input.consume(used);
+                from.conn.do_not_keep();
+                return Flow::Limit(answer);
+            }
             exchange.bytes_in += data.len() as u64;
             (to.conn.send_data(now, data, to.output.vec()), true)
         }

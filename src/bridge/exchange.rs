@@ -40,6 +40,17 @@ pub enum Stage {
     Tunnel,
 }
 
+/// What the request's body is held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intake {
+    /// Nothing: whoever was before us has seen to it.
+    Free,
+    /// Limits, and nothing of it has come, or nothing since it was held up by us.
+    Due,
+    /// Limits, with what comes from this time on, when so many bytes had gone either way.
+    Since(Instant, u64),
+}
+
 /// One request and its response.
 #[derive(Debug)]
 pub struct Exchange {
@@ -59,6 +70,8 @@ pub struct Exchange {
     pub head: Head,
     /// The request's framing.
     pub framing: Framing,
+    /// What its body is held to.
+    pub intake: Intake,
     /// Who asks.
     pub visitor: Remote,
     /// When its head was complete.
@@ -130,6 +143,7 @@ impl Exchanges {
             stage: Stage::Waiting,
             head: self.heads.pop().unwrap_or_default(),
             framing,
+            intake: Intake::Free,
             visitor,
             started,
             tries: 0,

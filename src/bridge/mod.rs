@@ -27,8 +27,8 @@ use crate::log::{AccessLog, Line};
 use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat, Twin};
 use crate::reactor::{App, Core, Door, Loss, Mailbox, Message};
-pub(crate) use carry::hold;
 use carry::{Flow, ask, home};
+pub(crate) use carry::{hold, too_large};
 use exchange::{Exchange, Exchanges, Kind, Stage};
 
 /// Where a request goes.
@@ -104,10 +104,20 @@ pub trait Side {
     fn switches(&self, token: &[u8]) -> bool;
     /// Whether a front may ask for a tunnel by CONNECT; the refusal if not.
     fn connects(&self) -> Result<(), Answer>;
+    /// Whether there is no memory for what is not under way yet, and what those are told who bring it.
+    fn is_full(&mut self, _: &Core) -> Option<Answer> {
+        None
+    }
     /// A request has come in on a front: where to?
     fn assign(&mut self, core: &mut Core, id: usize, exchange: &mut Exchange) -> Assign;
     /// The exchange needs no back any more; it was told [`Assign::Later`].
     fn forget(&mut self, id: usize, exchange: &Exchange);
+    /// The exchange goes to another loop; it was assigned here before.
+    fn handed_over(&mut self, _: &Exchange) {}
+    /// The exchange is over.
+    fn ended(&mut self, _: &Exchange) {}
+    /// We have answered somebody ourselves, or have cut an answer off.
+    fn told(&mut self, _: Code) {}
     /// The exchange is done with its back, which is idle and can serve another.
     fn release(&mut self, core: &mut Core, back: Token, orders: &mut Vec<Order>);
     /// The front has answered and is kept for more.
@@ -194,6 +204,11 @@ impl<S: Side> Bridge<S> {
         }
     }
 
+    /// How many requests are under way.
+    pub fn under_way(&self) -> usize {
+        self.exchanges.len()
+    }
+
     fn mark(&mut self, id: usize) {
         if let Some(exchange) = self.exchanges.get_mut(id)
             && !exchange.marked
@@ -226,10 +241,13 @@ impl<S: Side> Bridge<S> {
                 Some(Heard::Error(error)) => return self.refuse(core, token, error),
                 Some(Heard::Other) => {}
                 None => {
+                    let partial = !peer.input.is_empty();
                     if peer.tell_eof()
                         && let Err(error) = peer.conn.eof(now, peer.input.len())
                     {
                         self.refuse(core, token, error);
+                    } else if partial && let Some(answer) = self.side.is_full(core) {
+                        self.respond_alone(core, token, &Head::default(), &answer);
                     }
                     return;
                 }
@@ -253,7 +271,6 @@ impl<S: Side> Bridge<S> {
         peer.key = NO_KEY;
         answer_early(core, token);
         self.respond_alone(core, token, head, answer);
-        core.step_again(token);
     }
 
     /// A request's head is here: a visitor's, or an agent's.
@@ -292,8 +309,11 @@ impl<S: Side> Bridge<S> {
     fn respond_alone(&mut self, core: &mut Core, token: Token, head: &Head, answer: &Answer) {
         let Some(remote) = core.peer(token).map(|peer| peer.remote) else { return };
         let id = self.exchanges.number();
+        self.side.told(answer.code);
         let length = respond(S::PROGRAM, core, token, head, id, answer);
         self.line_alone(core, id, remote, head, (answer.code.status, answer.code.name, length));
+        // What is left of its bytes is of no more use, or the next request.
+        core.step_again(token);
     }
 
     fn line_alone(
@@ -385,6 +405,7 @@ impl<S: Side> Bridge<S> {
         }
         let Some(mut exchange) = self.exchanges.end(id) else { return };
         self.side.forget(id, &exchange);
+        self.side.handed_over(&exchange);
         let Some(front) = core.detach(exchange.front) else { return };
         exchange.hops += 1;
         exchange.tunnel = NO_KEY;
@@ -512,6 +533,11 @@ impl<S: Side> Bridge<S> {
                 Flow::Broken(end) => return self.tunnel_broken(core, id, end, None),
                 Flow::Front(error) => return self.front_failed(core, id, error),
                 Flow::Back(fault) => return self.back_failed(core, id, fault),
+                Flow::Limit(answer) => {
+                    // As in `front_failed`: the back must not take a part for the whole.
+                    self.drop_back(core, id);
+                    return self.answer(core, id, answer);
+                }
             }
         }
     }
@@ -551,6 +577,7 @@ impl<S: Side> Bridge<S> {
         exchange.code = Some(answer.code.name.into());
         let can = core.peer(exchange.front).is_some_and(|front| front.conn.can_respond());
         if can {
+            self.side.told(answer.code);
             if exchange.kind == Kind::Connect
                 && let Some(front) = core.peer(exchange.front)
             {
@@ -587,6 +614,7 @@ impl<S: Side> Bridge<S> {
         );
         self.write_line(core, &exchange);
         self.side.forget(id, &exchange);
+        self.side.ended(&exchange);
         if let Some(peer) = core.peer(exchange.front) {
             peer.seat = Seat::Front;
             peer.conn.close(now);
@@ -605,6 +633,8 @@ impl<S: Side> Bridge<S> {
         });
         exchange.code = Some(code.name.into());
         self.write_line(core, &exchange);
+        self.side.told(code);
+        self.side.ended(&exchange);
         let seats = [(Some(exchange.front), Seat::Front), (exchange.back, Seat::Own)];
         for (token, seat) in seats.into_iter().filter_map(|(token, seat)| Some((token?, seat))) {
             let Some(peer) = core.peer(token) else { continue };
@@ -619,6 +649,7 @@ impl<S: Side> Bridge<S> {
     fn tunnel_over(&mut self, core: &mut Core, id: usize) {
         let Some(exchange) = self.exchanges.end(id) else { return };
         self.write_line(core, &exchange);
+        self.side.ended(&exchange);
         let seats = [(Some(exchange.front), Seat::Front), (exchange.back, Seat::Own)];
         for (token, seat) in seats.into_iter().filter_map(|(token, seat)| Some((token?, seat))) {
             if let Some(peer) = core.peer(token) {
@@ -643,6 +674,7 @@ impl<S: Side> Bridge<S> {
             Some(back) => self.let_go(core, back),
             None => self.side.forget(id, &exchange),
         }
+        self.side.ended(&exchange);
         let front = exchange.front;
         if let Some(peer) = core.peer(front) {
             peer.wait = None;
@@ -681,6 +713,7 @@ impl<S: Side> Bridge<S> {
     /// whole.
     fn cancel(&mut self, core: &mut Core, id: usize, code: Code) {
         let Some(mut exchange) = self.exchanges.end(id) else { return };
+        self.side.told(code);
         exchange.code = Some(code.name.into());
         if exchange.status == 0 {
             exchange.status = code.status;
@@ -695,6 +728,7 @@ impl<S: Side> Bridge<S> {
             }
             None => self.side.forget(id, &exchange),
         }
+        self.side.ended(&exchange);
         let now = core.now;
         let front = exchange.front;
         let gone = matches!(code, Code::VISITOR_GONE | Code::WRITE_TIMEOUT);

@@ -64,6 +64,11 @@ impl InBuf {
         self.start == self.end
     }
 
+    /// Bytes of memory that it has.
+    pub fn memory(&self) -> usize {
+        self.data.len()
+    }
+
     /// `n` bytes from the front were used.
     pub fn consume(&mut self, n: usize) {
         self.start += n;
@@ -139,6 +144,11 @@ impl OutBuf {
     /// Whether that is nothing.
     pub fn is_empty(&self) -> bool {
         self.start == self.data.len()
+    }
+
+    /// Bytes of memory that it has.
+    pub fn memory(&self) -> usize {
+        self.data.capacity()
     }
 
     /// `n` bytes from the front were written.

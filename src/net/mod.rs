@@ -2,6 +2,7 @@
 
 pub mod addr;
 pub mod buf;
+pub mod guests;
 pub mod resolve;
 
 use std::io::{self, Read, Write};

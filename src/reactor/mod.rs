@@ -179,6 +179,8 @@ pub struct Core {
     dead: Vec<Token>,
     /// Something went through a pipe since the last look.
     poured: bool,
+    /// Bytes of all peers' buffers.
+    buffered: usize,
     mailbox: Mailbox,
 }
 
@@ -349,6 +351,7 @@ impl Core {
     pub fn detach(&mut self, token: Token) -> Option<Box<Peer>> {
         let mut peer = self.peers.remove(token)?;
         self.stale_timers += usize::from(peer.armed.is_some());
+        self.buffered -= std::mem::take(&mut peer.counted);
         peer.leave(&self.registry);
         Some(Box::new(peer))
     }
@@ -362,6 +365,11 @@ impl Core {
         let token = self.peers.insert(*peer);
         self.step_again(token);
         Ok(token)
+    }
+
+    /// Bytes of all peers' buffers, as they were when each was last touched.
+    pub fn buffered(&self) -> usize {
+        self.buffered
     }
 
     /// The time of day.
@@ -410,6 +418,7 @@ impl<A: App> Reactor<A> {
             touched: Vec::new(),
             dead: Vec::new(),
             poured: false,
+            buffered: 0,
             mailbox: Mailbox { sender, waker },
         };
         Ok(Reactor { core, app, poll, events: Events::with_capacity(EVENTS), inbox, signals: None })
@@ -560,6 +569,8 @@ impl<A: App> Reactor<A> {
             let read = peer.can_read(&core.config);
             peer.input.release(&mut core.pool);
             peer.output.release(&mut core.pool);
+            let counted = std::mem::replace(&mut peer.counted, peer.input.memory() + peer.output.memory());
+            core.buffered = core.buffered - counted + peer.counted;
             if let Some((at, _)) = peer.deadline(&core.config.deadlines)
                 && peer.armed.is_none_or(|armed| at < armed)
             {
@@ -606,6 +617,7 @@ impl<A: App> Reactor<A> {
             peer.input.release(&mut core.pool);
             peer.output.clear();
             peer.output.release(&mut core.pool);
+            core.buffered -= peer.counted;
             if let Some(twin) = peer.twin.token()
                 && let Some(other) = core.peers.get_mut(twin)
             {

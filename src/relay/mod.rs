@@ -2,6 +2,8 @@
 //! settled by [`route`], who can serve it by [`registry`].
 
 pub mod agents;
+pub mod counts;
+mod porter;
 mod queues;
 pub mod registry;
 pub mod route;
@@ -10,7 +12,7 @@ pub mod workers;
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -20,19 +22,22 @@ use mio::Token;
 use ptth_proto::conn::Config;
 use ptth_proto::error::Error;
 use ptth_proto::http::framing::Framing;
-use ptth_proto::limits::Wait;
+use ptth_proto::limits::{Limits, Wait, descriptors_kept};
 use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::{FieldWriter, Head, split_port};
 
 use crate::answer::{Answer, Code};
-use crate::bridge::exchange::{Exchange, Kind};
+use crate::bridge::exchange::{Exchange, Intake, Kind};
 use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side, is_http10, pass_on};
 use crate::log::AccessLog;
 use crate::net;
 use crate::net::addr::Remote;
+use crate::net::guests::{Guests, Most};
 use crate::peer::{NO_KEY, Peer, Seat};
 use crate::reactor::{Core, Door, Loss, Message, Reactor};
 use agents::Access;
+use counts::Counts;
+use porter::Porter;
 use queues::{Carriage, Passed, Queues, Secrets};
 use registry::{Registry, Taken};
 use route::TunnelName;
@@ -104,19 +109,26 @@ pub struct Relay {
     tunnels: Registry,
     queues: Queues,
     workers: Workers,
+    porter: Porter,
+    counts: Counts,
 }
 
 /// One event loop of a relay.
 pub type Worker = Reactor<Bridge<Relay>>;
 
-/// Starts to listen. Gives the loops to be run, each on its own thread, and where they listen.
+/// Starts to listen, in a process that may have so many files open. Gives the loops to be run, each on its own thread, and where
+/// they listen.
 ///
 /// # Errors
 /// In one sentence for the person who started it.
-pub fn start(settings: Settings) -> Result<(Vec<Worker>, Vec<SocketAddr>), String> {
-    let Settings { listen, services, upgrades, domain, workers, trusted, config, access_logs, agents, polling } =
+pub fn start(settings: Settings, files: usize) -> Result<(Vec<Worker>, Vec<SocketAddr>), String> {
+    let Settings { listen, services, upgrades, domain, workers, trusted, mut config, access_logs, agents, polling } =
         settings;
     let directory = Arc::new(Directory::default());
+    let guests = Arc::new(Guests::new(most_guests(&config.limits, files)));
+    // Each worker has its share of what can't be looked up elsewhere for each request.
+    config.limits.memory = (config.limits.memory / workers).max(1);
+    config.limits.waiting_all = config.limits.waiting_all.div_ceil(workers);
     let mut reactors = Vec::new();
     for (me, access_log) in access_logs.into_iter().enumerate().take(workers) {
         let relay = Relay {
@@ -129,6 +141,8 @@ pub fn start(settings: Settings) -> Result<(Vec<Worker>, Vec<SocketAddr>), Strin
             tunnels: Registry::new(config.limits.tunnels, config.limits.links),
             queues: Queues::new(me, Secrets::new()?),
             workers: Workers::new(Arc::clone(&directory), me),
+            porter: Porter::new(Arc::clone(&guests)),
+            counts: Counts::default(),
         };
         let bridge = Bridge::numbered(relay, access_log, me as u64 + 1, workers as u64);
         let reactor = Reactor::new(bridge, config.clone());
@@ -154,6 +168,14 @@ pub fn start(settings: Settings) -> Result<(Vec<Worker>, Vec<SocketAddr>), Strin
     Ok((reactors, at))
 }
 
+/// How many visitors there may be.
+fn most_guests(limits: &Limits, files: usize) -> Most {
+    let room = files.saturating_sub(descriptors_kept(files)).max(1);
+    let all = limits.connections.min(room);
+    log::debug!("room for {all} connections of visitors ({files} files may be open)");
+    Most { all, of_address: limits.address_connections, surplus: limits.surplus }
+}
+
 /// Runs the loops until the process is told to stop: the first on this thread, each other one on its own. Gives what the
 /// process is to exit with.
 ///
@@ -165,18 +187,36 @@ pub fn run(reactors: Vec<Worker>) -> Result<u8, String> {
     let first = reactors.next();
     let others = reactors
         .map(|mut reactor| {
-            let spawned = thread::Builder::new().name("worker".into()).spawn(move || reactor.run());
+            let run = move || reactor.run().map(|_| sum_up(&reactor));
+            let spawned = thread::Builder::new().name("worker".into()).spawn(run);
             spawned.map_err(|error| format!("no thread for a worker: {error}"))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let code = first.map_or(Ok(0), |mut reactor| reactor.run()).map_err(failed)?;
+    let (mut code, mut counts) = (0, Counts::default());
+    if let Some(mut first) = first {
+        code = first.run().map_err(failed)?;
+        counts.add(&sum_up(&first));
+    }
     for other in others {
         match other.join() {
-            Ok(done) => done.map_err(failed)?,
+            Ok(done) => counts.add(&done.map_err(failed)?),
             Err(_) => return Err("a worker has panicked".into()),
-        };
+        }
     }
+    log::debug!("counts: {counts}");
     Ok(code)
+}
+
+/// What a worker has counted so far.
+fn sum_up(worker: &Worker) -> Counts {
+    let relay = &worker.app.side;
+    Counts {
+        connections_now: worker.core.peers().filter(|(_, peer)| peer.pass.is_some()).count() as u64,
+        requests_now: worker.app.under_way() as u64,
+        waiting: relay.tunnels.all_waiting() as u64,
+        buffered: (worker.core.buffered() + relay.queues.bytes()) as u64,
+        ..relay.counts.clone()
+    }
 }
 
 /// Listens with all workers on one address.
@@ -206,6 +246,9 @@ impl Side for Relay {
     const PROGRAM: &'static str = "ptth-relay";
 
     fn accepted(&mut self, core: &mut Core, token: Token, door: Door, orders: &mut Vec<Order>) {
+        if !self.let_in(core, token, door) {
+            return core.drop_peer(token);
+        }
         let Door::Tunnel(service) = door else { return };
         let Some(asked) = self.services.get(service) else { return core.drop_peer(token) };
         let text = format!("CONNECT {asked} HTTP/1.1\r\nHost: {asked}\r\n\r\n");
@@ -228,8 +271,30 @@ impl Side for Relay {
         Err(Answer::new(Code::CONNECT, text))
     }
 
+    fn is_full(&mut self, core: &Core) -> Option<Answer> {
+        self.has_no_memory(core)
+    }
+
+    fn handed_over(&mut self, exchange: &Exchange) {
+        self.tunnels.end(exchange.tunnel);
+    }
+
+    fn ended(&mut self, exchange: &Exchange) {
+        self.counts.requests += 1;
+        self.counts.bytes_in += exchange.bytes_in;
+        self.counts.bytes_out += exchange.bytes_out;
+        self.tunnels.end(exchange.tunnel);
+    }
+
+    fn told(&mut self, code: Code) {
+        self.counts.told(code);
+    }
+
     fn assign(&mut self, core: &mut Core, id: usize, exchange: &mut Exchange) -> Assign {
         if exchange.tunnel == NO_KEY {
+            if let Some(answer) = self.may_not_begin(core, exchange) {
+                return Assign::Refuse(answer);
+            }
             let routed = route::route(&exchange.head, self.domain.as_bytes());
             let Some(tunnel) = self.tunnels.find_or_make(routed.name.as_str()) else {
                 let text = "This relay has as many tunnels as it may have; try again later.";
@@ -237,6 +302,13 @@ impl Side for Relay {
             };
             exchange.tunnel = tunnel;
             exchange.cut = routed.cut;
+            exchange.intake = Intake::Due;
+            if self.tunnels.begin(tunnel) > core.config.limits.tunnel_requests {
+                let name = self.tunnels.name(tunnel);
+                let text = format!("The tunnel `{name}` has as many requests as it may have; try again later.");
+                self.porter.is_hit(core.now, "tunnel-requests", || format!("tunnel `{name}` has too many requests"));
+                return Assign::Refuse(Answer::new(Code::TUNNEL_BUSY, text));
+            }
         }
         let tunnel = exchange.tunnel;
         if let Some(link) = self.tunnels.take_idle(tunnel, |link| is_free(core, link)) {
@@ -259,7 +331,14 @@ impl Side for Relay {
         if self.tunnels.waiting(tunnel) + self.letters_waiting(tunnel) >= core.config.limits.waiting {
             let name = self.tunnels.name(tunnel);
             let text = format!("Too many requests wait for a link of the tunnel `{name}` already; try again later.");
+            self.porter
+                .is_hit(core.now, "waiting", || format!("too many requests wait for a link of the tunnel `{name}`"));
             return Assign::Refuse(Answer::new(Code::TUNNEL_BUSY, text));
+        }
+        if self.tunnels.all_waiting() >= core.config.limits.waiting_all {
+            self.porter.is_hit(core.now, "waiting-all", || "too many requests wait for links".into());
+            let text = "Too many requests wait for links at this relay already; try again later.";
+            return Assign::Refuse(Answer::new(Code::RELAY_BUSY, text));
         }
         let until = exchange.started + core.config.deadlines.link;
         if let Some(front) = core.peer(exchange.front) {
@@ -274,11 +353,8 @@ impl Side for Relay {
     }
 
     fn forget(&mut self, id: usize, exchange: &Exchange) {
-        if exchange.tunnel != NO_KEY {
-            if self.tunnels.forget(exchange.tunnel, id) {
-                self.waits_no_more(exchange.tunnel);
-            }
-            self.tunnels.drop_unused(exchange.tunnel);
+        if self.tunnels.forget(exchange.tunnel, id) {
+            self.waits_no_more(exchange.tunnel);
         }
     }
 
@@ -293,7 +369,11 @@ impl Side for Relay {
     fn front_kept(&mut self, _: &mut Core, _: Token) {}
 
     fn claim(&mut self, core: &mut Core, token: Token, framing: Framing, orders: &mut Vec<Order>) -> Claim {
-        self.claim_request(core, token, framing, orders)
+        let claim = self.claim_request(core, token, framing, orders);
+        if let Claim::Taken = claim {
+            self.let_agent_in(core, token);
+        }
+        claim
     }
 
     fn is_owed(&self) -> bool {
@@ -394,7 +474,7 @@ impl Side for Relay {
 
     fn request_fields(&self, exchange: &Exchange, fields: &mut FieldWriter<'_>) {
         let head = &exchange.head;
-        let trusted = exchange.visitor.ip().is_some_and(|ip| self.trusted.iter().any(|net| net.contains(&ip)));
+        let trusted = exchange.visitor.ip().is_some_and(|ip| self.is_trusted(ip));
         // Always a Host line: Node answers 400 without one. Empty, when the visitor of HTTP/1.0 named none.
         let host = route::authority(head);
         fields.field("Host", host);
@@ -521,6 +601,11 @@ impl Side for Relay {
 }
 
 impl Relay {
+    /// Whether what a peer at this address says of others is believed.
+    fn is_trusted(&self, ip: IpAddr) -> bool {
+        self.trusted.iter().any(|net| net.contains(&ip))
+    }
+
     /// Whether the request looks as if it meant another tunnel than `default`: its host has a name in front of a domain that is
     /// not ours.
     fn is_stray(&self, exchange: &Exchange) -> bool {
@@ -572,6 +657,9 @@ impl Relay {
         let Some(peer) = core.tell(token) else { return };
         peer.seat = Seat::Own;
         peer.key = tunnel;
+        // Links are counted among their tunnel's.
+        peer.pass = None;
+        peer.wait = None;
         let name = self.tunnels.name(tunnel);
         if let Err(error) = peer.conn.accept(now, peer.output.vec()) {
             log::error!("an offer could not be answered: {error}");

@@ -170,6 +170,8 @@ pub(super) struct Queues {
     out_armed: Option<Instant>,
     /// Far ends of pipes that are used again.
     spare: Vec<Token>,
+    /// Bytes of all messages.
+    bytes: usize,
     secrets: Secrets,
     scratch: Vec<u8>,
     /// It was said that query strings are left out.
@@ -188,11 +190,17 @@ impl Queues {
             out: Outstanding::new(worker as u8),
             out_armed: None,
             spare: Vec::new(),
+            bytes: 0,
             secrets,
             scratch: Vec::new(),
             said_query: false,
             stopping: false,
         }
+    }
+
+    /// Bytes of all messages.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether this connection was given a message that is not answered yet; its answer may come on it.
@@ -537,6 +545,7 @@ impl Relay {
         if stage == Stage::Spare {
             return;
         }
+        self.queues.bytes -= bytes;
         if self.workers.message_ends() && self.queues.stopping {
             self.workers.say_over();
         }
@@ -603,6 +612,7 @@ impl Relay {
                 Err(_) => return core.drop_peer(far),
             };
             letter.bytes += added;
+            self.queues.bytes += added;
             let (near, tunnel, length) = (letter.near, letter.tunnel, letter.body.len());
             if let Some(peer) = core.peer(far) {
                 peer.input.consume(used);
@@ -969,6 +979,7 @@ impl Relay {
             mail.messages += 1;
         }
         mail.bytes += length - before;
+        self.queues.bytes += length - before;
         *charge = Charge::Bytes(tunnel, length);
         mail.bytes <= limits.queue && length <= limits.message.saturating_mul(ESCAPED).saturating_add(limits.head)
     }
@@ -976,6 +987,7 @@ impl Relay {
     /// The answer is read, or given up.
     fn discharge(&mut self, core: &mut Core, charge: Charge) {
         let Charge::Bytes(tunnel, bytes) = charge else { return };
+        self.queues.bytes -= bytes;
         if let Some(mail) = self.tunnels.mail(tunnel) {
             mail.bytes = mail.bytes.saturating_sub(bytes);
             mail.messages = mail.messages.saturating_sub(1);
@@ -998,6 +1010,7 @@ impl Relay {
         let (near, tunnel) = (letter.near, letter.tunnel);
         let (now, most) = (core.now, core.config.limits.message);
         letter.bytes += reply.body.len();
+        self.queues.bytes += reply.body.len();
         if let Some(mail) = self.tunnels.mail(tunnel) {
             mail.bytes += reply.body.len();
         }

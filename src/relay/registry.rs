@@ -24,6 +24,8 @@ struct Tunnel {
     /// Links that are idle, and some that are gone by now.
     idle: VecDeque<Token>,
     waiting: VecDeque<usize>,
+    /// Requests under way, those that wait among them.
+    requests: usize,
     links: usize,
     /// Links gone since `idle` was last rid of them.
     gone: usize,
@@ -41,6 +43,8 @@ pub struct Registry {
     by_name: HashMap<String, usize>,
     /// Tunnels with an agent, or with one a moment ago.
     served: usize,
+    /// Requests that wait for a link of any tunnel.
+    waiting: usize,
     most_tunnels: usize,
     most_links: usize,
 }
@@ -48,7 +52,15 @@ pub struct Registry {
 impl Registry {
     /// No tunnels; at most so many, with at most so many links each.
     pub fn new(most_tunnels: usize, most_links: usize) -> Registry {
-        Registry { tunnels: Vec::new(), free: Vec::new(), by_name: HashMap::new(), served: 0, most_tunnels, most_links }
+        Registry {
+            tunnels: Vec::new(),
+            free: Vec::new(),
+            by_name: HashMap::new(),
+            served: 0,
+            waiting: 0,
+            most_tunnels,
+            most_links,
+        }
     }
 
     /// The tunnel of a name that a visitor asks for, made when there is none. `None` when too many names without an agent are
@@ -79,6 +91,7 @@ impl Registry {
             name: name.into(),
             idle: VecDeque::new(),
             waiting: VecDeque::new(),
+            requests: 0,
             links: 0,
             gone: 0,
             up: false,
@@ -131,6 +144,27 @@ impl Registry {
         self.get(tunnel).map_or(0, |tunnel| tunnel.waiting.len())
     }
 
+    /// How many wait for one of any tunnel.
+    pub fn all_waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// A request for this tunnel begins. Gives how many there are with it.
+    pub fn begin(&mut self, tunnel: usize) -> usize {
+        let Some(tunnel) = self.get_mut(tunnel) else { return 0 };
+        tunnel.requests += 1;
+        tunnel.requests
+    }
+
+    /// It is over.
+    pub fn end(&mut self, tunnel: usize) {
+        let Some(entry) = self.get_mut(tunnel) else { return };
+        entry.requests -= 1;
+        if entry.requests == 0 && entry.links == 0 {
+            self.drop_unused(tunnel);
+        }
+    }
+
     /// Takes the link that has rested longest among those that are still free.
     pub fn take_idle(&mut self, tunnel: usize, mut is_free: impl FnMut(Token) -> bool) -> Option<Token> {
         let idle = &mut self.get_mut(tunnel)?.idle;
@@ -148,12 +182,15 @@ impl Registry {
     pub fn wait(&mut self, tunnel: usize, id: usize) {
         if let Some(tunnel) = self.get_mut(tunnel) {
             tunnel.waiting.push_back(id);
+            self.waiting += 1;
         }
     }
 
     /// The request that has waited longest, which waits no more.
     pub fn next_waiting(&mut self, tunnel: usize) -> Option<usize> {
-        self.get_mut(tunnel)?.waiting.pop_front()
+        let id = self.get_mut(tunnel)?.waiting.pop_front()?;
+        self.waiting -= 1;
+        Some(id)
     }
 
     /// The request waits no more. False when it did not wait.
@@ -161,7 +198,9 @@ impl Registry {
         let Some(entry) = self.get_mut(tunnel) else { return false };
         let before = entry.waiting.len();
         entry.waiting.retain(|waiting| *waiting != id);
-        entry.waiting.len() < before
+        let forgotten = entry.waiting.len() < before;
+        self.waiting -= usize::from(forgotten);
+        forgotten
     }
 
     /// A new link: it always gets in.
@@ -207,9 +246,9 @@ impl Registry {
         news
     }
 
-    /// Drops a tunnel that has no link and no request.
+    /// Drops a tunnel that has no link and no request, waiting or under way.
     pub fn drop_unused(&mut self, tunnel: usize) {
-        let unused = |tunnel: &Tunnel| tunnel.links == 0 && tunnel.waiting.is_empty() && !tunnel.up;
+        let unused = |tunnel: &Tunnel| tunnel.links == 0 && tunnel.requests == 0 && !tunnel.up;
         if self.get(tunnel).is_some_and(unused)
             && let Some(entry) = self.tunnels[tunnel].take()
         {
@@ -253,10 +292,14 @@ mod tests {
         let mut registry = Registry::new(1, 2);
         let t = registry.find_or_make("a").unwrap();
         assert_eq!(registry.find_or_make("b"), None);
+        assert_eq!(registry.begin(t), 1);
         registry.wait(t, 7);
         registry.drop_unused(t);
+        assert_eq!(registry.all_waiting(), 1);
         assert!(registry.forget(t, 7) && !registry.forget(t, 7));
-        registry.drop_unused(t);
+        assert_eq!(registry.all_waiting(), 0);
+        assert_eq!(registry.find_or_make("b"), None);
+        registry.end(t);
         let t = registry.claim("b").unwrap();
         registry.add_link(t, |_| true);
         assert_eq!(registry.claim("c"), None);

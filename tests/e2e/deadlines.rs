@@ -171,7 +171,9 @@ fn a_slow_body_is_not_a_stopped_one() {
         // An answer that comes as a whole has begun when it is there.
         flags.push("link-answer=1500ms");
     }
-    let flags: Vec<&str> = flags.iter().flat_map(|flag| ["--timeout", flag]).collect();
+    let mut flags: Vec<&str> = flags.iter().flat_map(|flag| ["--timeout", flag]).collect();
+    // It is slower than it may be by default.
+    flags.extend(["--limit", "body-rate=1"]);
     let relay = Relay::start(&flags);
     let _agent = Agent::start(&relay, "demo", &upstream.address(), &flags);
     let mut visitor = relay.visitor();

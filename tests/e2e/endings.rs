@@ -338,7 +338,13 @@ fn a_relay_out_of_files_says_so_once_and_goes_on() {
     let mut old = relay.visitor();
     assert_eq!(old.get("demo", "/").text(), "fine");
 
-    let mut crowd: Vec<Wire> = (0..60).map(|_| relay.visitor()).collect();
+    // Of visitors there are never too many for the files; of agents there may be.
+    let mut crowd: Vec<Wire> = (0..15).map(|_| link(&relay, "crowd")).collect();
+    crowd.extend((0..20).map(|_| {
+        let mut agent = relay.visitor();
+        agent.send("POST /crowd HTTP/1.1\r\nHost: x\r\nUpgrade: PTTH/1.0\r\nConnection: Upgrade\r\n\r\n");
+        agent
+    }));
     relay.log().wait_for("ulimit -n");
     for _ in 0..20 {
         assert_eq!(old.get("demo", "/").text(), "fine");
@@ -346,7 +352,7 @@ fn a_relay_out_of_files_says_so_once_and_goes_on() {
     // One that knocked and is not let in yet, and its turn when others go.
     let mut patient = relay.visitor();
     patient.send(get("demo", "/patient"));
-    crowd.drain(..50);
+    crowd.drain(..30);
     assert_eq!(patient.response("GET").text(), "fine");
     assert_eq!(relay.get("demo", "/").text(), "fine");
     assert_eq!(old.get("demo", "/").text(), "fine");

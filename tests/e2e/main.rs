@@ -25,6 +25,7 @@ mod failures;
 mod fallback;
 mod headers;
 mod hostile;
+mod limits;
 mod links;
 mod load;
 mod logs;
