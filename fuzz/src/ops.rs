@@ -85,9 +85,14 @@ pub fn conn_ops(data: &[u8]) {
             Body::Length(n) => Some(n),
             Body::Stream => None,
         };
-        match what % 13 {
+        match what % 16 {
             0 => {
-                let done = peer.conn.send_offer(now, out, (b"/", b"a.example"), Token::PTTH_1_0, |_| {});
+                let ours = |writer: &mut ptth_proto::wire::head::FieldWriter<'_>| {
+                    if arg & 1 == 1 {
+                        writer.field("Ptth-Accept", "ping");
+                    }
+                };
+                let done = peer.conn.send_offer(now, out, (b"/", b"a.example"), Token::PTTH_1_0, ours);
                 peer.says(before, done, b"offer");
             }
             1 => {
@@ -133,7 +138,7 @@ pub fn conn_ops(data: &[u8]) {
                 peer.says(before, done, b"informational 103");
             }
             7..=9 => {
-                let count = if what % 13 == 7 { usize::from(arg) } else { usize::MAX };
+                let count = if what % 16 == 7 { usize::from(arg) } else { usize::MAX };
                 let count = peer.out.len().min(count);
                 other.input.extend(peer.out.drain(..count));
                 hear(other, now, &config, peer.rash);
@@ -147,6 +152,17 @@ pub fn conn_ops(data: &[u8]) {
             }
             11 if arg > 250 => peer.conn.do_not_keep(),
             11 => peer.conn.touch(now),
+            12 => {
+                let done = peer.conn.send_sign(now, out);
+                peer.says(before, done, b"alive");
+            }
+            13 if arg > 200 => {
+                peer.conn.leave(now, out);
+                if out.len() > before {
+                    peer.says(before, Ok(()), b"alive");
+                }
+            }
+            14 => peer.conn.ask_last(),
             _ if arg > 250 && !peer.failed => {
                 let step = peer.conn.eof(now, peer.input.len());
                 note(peer, step.map(|event| event.map(|event| describe(&event, &Head::default()))), other.rash);
@@ -192,6 +208,8 @@ fn describe(event: &Event<'_>, head: &Head) -> Vec<u8> {
         Event::Request(_) => [b"request ", head.method()].concat(),
         Event::Offer(_) => b"offer".to_vec(),
         Event::Informational => format!("informational {}", head.status()).into_bytes(),
+        // A 102 either way: which it is depends on whether a request was on its way.
+        Event::Alive | Event::Leaving => b"alive".to_vec(),
         Event::Response(_) => format!("response {}", head.status()).into_bytes(),
         Event::Turned => b"turned".to_vec(),
         Event::Switched => format!("switched {}", head.status()).into_bytes(),

@@ -155,11 +155,12 @@ pub fn upgrade(data: &[u8]) {
         assert_eq!(used, data.len(), "bytes behind an offer");
         assert!(!relay.is_link() && relay.can_respond() && !relay.wants_read());
         relay.accept(NOW, &mut out).unwrap();
-        assert_eq!(out.len(), 57);
+        let length = if relay.is_ours() { 76 } else { 57 };
+        assert_eq!(out.len(), length);
         assert!(relay.is_link());
         let mut agent = agent(token);
-        assert_eq!(agent.recv(NOW, &out, &mut head, &config), Ok((57, Some(Event::Turned))));
-        assert!(agent.is_link() && agent.is_idle());
+        assert_eq!(agent.recv(NOW, &out, &mut head, &config), Ok((length, Some(Event::Turned))));
+        assert!(agent.is_link() && agent.is_idle() && agent.is_ours() == relay.is_ours());
     }
 
     let mut agent = agent(Token::PTTH_1_0);

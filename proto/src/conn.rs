@@ -42,6 +42,10 @@ pub enum Event<'a> {
     Offer(Token),
     /// A 1xx response other than 101; its head stands in `head`.
     Informational,
+    /// An agent of ours says that it is there, and no answer yet: nothing that the visitor is to hear of.
+    Alive,
+    /// An agent of ours is done with its idle link, which is closed.
+    Leaving,
     /// A final response's head; it stands in `head`. To an offer: the refusal.
     Response(Framing),
     /// The offer was taken; the connection is turned and we are the server on it.
@@ -117,6 +121,8 @@ struct Http {
     profile: Profile,
     /// The last step forward: deadlines count from here.
     since: Instant,
+    /// The end of our last request: what an answer has in all counts from here.
+    asked_at: Instant,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -143,6 +149,8 @@ enum State {
     Link(Http),
     /// No HTTP any more: bytes both ways.
     Tunnel(Tunnel),
+    /// Turned, idle, and we have told the relay that we go: one request may be on its way still.
+    Leaving(Http),
     /// The peer broke the rules; a server may still say so.
     Broken(Http, Error),
     /// Only what was appended is still to be sent.
@@ -186,7 +194,17 @@ impl Conn {
 
     /// Whether the connection was turned and still lives.
     pub fn is_link(&self) -> bool {
-        matches!(self.state, State::Link(_) | State::Pausing(_))
+        matches!(self.state, State::Link(_) | State::Pausing(_) | State::Leaving(_))
+    }
+
+    /// Whether both sides know what `docs/links.md` says.
+    pub fn is_ours(&self) -> bool {
+        self.http().is_some_and(|http| http.profile == Profile::Ours)
+    }
+
+    /// Whether the relay was told that this idle link goes, and has not closed it yet.
+    pub fn is_leaving(&self) -> bool {
+        matches!(self.state, State::Leaving(_))
     }
 
     /// Whether it is a tunnel: bytes without HTTP, in one direction at least.
@@ -212,9 +230,11 @@ impl Conn {
     /// this one.
     pub fn wants_read(&self) -> bool {
         match &self.state {
-            State::Http(http) | State::Offering(http) | State::Pausing(http) | State::Link(http) => {
-                !matches!(http.theirs(), Phase::Done | Phase::MustClose | Phase::MightSwitch)
-            }
+            State::Http(http)
+            | State::Offering(http)
+            | State::Pausing(http)
+            | State::Link(http)
+            | State::Leaving(http) => !matches!(http.theirs(), Phase::Done | Phase::MustClose | Phase::MightSwitch),
             State::Tunnel(tunnel) => tunnel.they_speak(),
             State::Offered(..) | State::Broken(..) | State::Closed(_) => false,
             State::Draining(_, closing, _) => *closing == Closing::Linger,
@@ -291,7 +311,7 @@ impl Conn {
                 let ends = http.profile.line_ends();
                 http.recv(now, input, head, &config.limits, ends)
             }
-            State::Link(http) => {
+            State::Link(http) | State::Leaving(http) => {
                 let ends = http.profile.line_ends();
                 http.recv(now, input, head, &config.limits.of_link(), ends)
             }
@@ -366,6 +386,15 @@ impl Conn {
                     Err(error)
                 }
             },
+            // The request was on its way: its answer says that it was the last one.
+            (State::Leaving(http), event @ Event::Request(_)) => {
+                self.state = State::Link(http);
+                Ok(Some(event))
+            }
+            (_, Event::Leaving) => {
+                self.state = State::Closed(CloseReason::NotKept);
+                Ok(Some(Event::Leaving))
+            }
             (_, event @ (Event::End { .. } | Event::Closed)) => {
                 self.settle(now);
                 Ok(Some(event))
@@ -391,7 +420,7 @@ impl Conn {
     /// [`Fault::EarlyEnd`] in the middle of a message.
     pub fn eof(&mut self, now: Instant, leftover: usize) -> Result<Option<Event<'static>>, Error> {
         let step = match &mut self.state {
-            State::Http(http) | State::Offering(http) | State::Link(http) => http.eof(leftover),
+            State::Http(http) | State::Offering(http) | State::Link(http) | State::Leaving(http) => http.eof(leftover),
             State::Tunnel(tunnel) => {
                 tunnel.end_theirs(now);
                 Ok(Some(Event::End { trailers: false }))
@@ -475,7 +504,7 @@ impl Conn {
         let State::Offered(mut http, token, profile) = self.state else { return Err(Misuse::OutOfTurn.into()) };
         // Not when a refusal has begun.
         http.exchange.make(http.role, Move::Switch)?;
-        upgrade::write_switch(token, out);
+        upgrade::write_switch(token, profile, out);
         let turned = Http::new(!http.role, profile, now);
         self.state = match profile {
             Profile::NetPtth => State::Pausing(turned),
@@ -511,6 +540,21 @@ impl Conn {
             writer.finish()
         });
         undo(done, out, start)
+    }
+
+    /// Tells a relay of ours that its request is being worked on: a 102 (RFC 2518 §10.1) with our mark, which goes no further.
+    ///
+    /// # Errors
+    /// When no answer is due, or the relay would not understand it.
+    pub fn send_sign(&mut self, now: Instant, out: &mut Vec<u8>) -> Result<(), Error> {
+        let State::Link(http) = &mut self.state else { return Err(Misuse::OutOfTurn.into()) };
+        if http.profile != Profile::Ours {
+            return Err(Misuse::OutOfTurn.into());
+        }
+        http.exchange.make(http.role, Move::Informational)?;
+        http.since = now;
+        out.extend_from_slice(b"HTTP/1.1 102 Processing\r\nPtth-Accept: ping\r\n\r\n");
+        Ok(())
     }
 
     /// Sends a final response's head. `fields` are all but the framing ones and `Connection`.
@@ -626,6 +670,9 @@ impl Conn {
         http.writing.end(trailers, out)?;
         http.exchange = exchange;
         http.since = now;
+        if http.role == Role::Client {
+            http.asked_at = now;
+        }
         self.settle(now);
         Ok(())
     }
@@ -666,6 +713,31 @@ impl Conn {
         }
     }
 
+    /// The next request is to be the last: it says `Connection: close`.
+    pub fn ask_last(&mut self) {
+        if let State::Http(http) | State::Link(http) = &mut self.state
+            && http.role == Role::Client
+            && http.is_idle()
+        {
+            http.exchange.do_not_keep();
+        }
+    }
+
+    /// No exchange follows the present one, as [`Conn::do_not_keep`] has it. Only an idle link to a relay of ours is not closed
+    /// under a request that may be on its way: the relay is told, and closes it, now or behind the answer to that request.
+    pub fn leave(&mut self, now: Instant, out: &mut Vec<u8>) {
+        match self.state {
+            State::Link(mut http) if http.profile == Profile::Ours && http.role == Role::Server && http.is_idle() => {
+                out.extend_from_slice(b"HTTP/1.1 102 Processing\r\nConnection: close\r\n\r\n");
+                http.exchange.do_not_keep();
+                http.since = now;
+                self.state = State::Leaving(http);
+            }
+            State::Leaving(_) => {}
+            _ => self.do_not_keep(),
+        }
+    }
+
     /// Until when this connection may stay as it is, and which patience ends then. `None`: as long as it likes.
     pub fn deadline(&self, deadlines: &Deadlines) -> Option<(Instant, Wait)> {
         let (since, patience, wait): (Instant, Duration, Wait) = match &self.state {
@@ -673,7 +745,8 @@ impl Conn {
             State::Pausing(http) => (http.since, NET_PTTH_PAUSE, Wait::Pause),
             State::Draining(_, Closing::Linger, since) => (*since, deadlines.linger, Wait::Linger),
             State::Http(http) => http.deadline(deadlines, false)?,
-            State::Link(http) => http.deadline(deadlines, true)?,
+            State::Leaving(http) if http.is_idle() => (http.since, deadlines.linger, Wait::Leave),
+            State::Link(http) | State::Leaving(http) => http.deadline(deadlines, true)?,
             State::Tunnel(Tunnel { flow: Flow::Both, since }) => (*since, deadlines.tunnel, Wait::Tunnel),
             State::Tunnel(Tunnel { since, .. }) => (*since, deadlines.tunnel_end, Wait::TunnelEnd),
             _ => return None,
@@ -749,7 +822,8 @@ impl Conn {
             | State::Offering(mut http)
             | State::Offered(mut http, ..)
             | State::Pausing(mut http)
-            | State::Link(mut http) => {
+            | State::Link(mut http)
+            | State::Leaving(mut http) => {
                 http.exchange.break_off(!http.role);
                 State::Broken(http, error)
             }
@@ -764,6 +838,7 @@ impl Conn {
             | State::Offered(http, ..)
             | State::Pausing(http)
             | State::Link(http)
+            | State::Leaving(http)
             | State::Broken(http, _) => Some(http),
             State::Tunnel(_) | State::Draining(..) | State::Closed(_) => None,
         }
@@ -776,6 +851,7 @@ impl Conn {
             | State::Offered(http, ..)
             | State::Pausing(http)
             | State::Link(http)
+            | State::Leaving(http)
             | State::Broken(http, _) => Some(http),
             State::Tunnel(_) | State::Draining(..) | State::Closed(_) => None,
         }
@@ -802,6 +878,7 @@ impl Http {
             lone_lf: false,
             profile,
             since: now,
+            asked_at: now,
         }
     }
 
@@ -830,6 +907,9 @@ impl Http {
         ends: LineEnds,
     ) -> Result<(usize, Option<Event<'a>>), Error> {
         match (self.role, self.theirs()) {
+            (Role::Client, Phase::Idle) if !input.is_empty() && self.profile == Profile::Ours => {
+                self.recv_leave(now, input, head, limits)
+            }
             // RFC 9112 §9.2: bytes on a connection without an outstanding request are no response.
             (Role::Client, Phase::Idle) if !input.is_empty() => Err(Fault::UnexpectedData.into()),
             (Role::Server, Phase::Idle) | (Role::Client, Phase::Answering) => {
@@ -868,6 +948,32 @@ impl Http {
         Ok((used + n, Some(event)))
     }
 
+    /// An agent of ours may say on an idle link that it goes, and nothing else.
+    fn recv_leave<'a>(
+        &mut self,
+        now: Instant,
+        input: &'a [u8],
+        head: &mut Head,
+        limits: &Limits,
+    ) -> Result<(usize, Option<Event<'a>>), Error> {
+        const START: &[u8] = b"HTTP/1.1 102 ";
+        let begun = START.len().min(input.len());
+        if input[..begun] != START[..begun] {
+            return Err(Fault::UnexpectedData.into());
+        }
+        let Reading::Head { scanner, .. } = &mut self.reading else { return Ok((0, None)) };
+        if scanner.is_fresh() {
+            self.since = now;
+        }
+        let Some(n) = scanner.find_end(input, LineEnds::Crlf, limits.head)? else { return Ok((0, None)) };
+        head.parse_response(&input[..n], limits)?;
+        if !head.fields.lists(Name::Connection, b"close") {
+            return Err(Fault::UnexpectedData.into());
+        }
+        self.reading = Reading::HEAD;
+        Ok((n, Some(Event::Leaving)))
+    }
+
     fn request(&mut self, whole: &[u8], head: &mut Head, limits: &Limits) -> Result<Event<'static>, Error> {
         head.parse_request(whole, limits)?;
         // Known as early as can be: an error is answered in the version of the request.
@@ -897,7 +1003,12 @@ impl Http {
                     self.exchange.do_not_keep();
                 }
                 self.reading = Reading::HEAD;
-                return Ok(Event::Informational);
+                // The second is of an agent that goes, and had not heard of this request when it said so.
+                let mark = |fields: &Fields| {
+                    fields.lists(Name::PtthAccept, upgrade::PING) || fields.lists(Name::Connection, b"close")
+                };
+                let sign = self.profile == Profile::Ours && head.status() == 102 && mark(&head.fields);
+                return Ok(if sign { Event::Alive } else { Event::Informational });
             }
             _ => {}
         }
@@ -987,6 +1098,9 @@ impl Http {
                 Writer::Chunked
             }
         };
+        if !self.exchange.is_kept() {
+            writer.field("Connection", "close");
+        }
         writer.finish()?;
         self.exchange.make(Role::Client, Move::Request)?;
         self.writing = writing;
@@ -1052,15 +1166,23 @@ impl Http {
     }
 
     fn deadline(&self, deadlines: &Deadlines, turned: bool) -> Option<(Instant, Duration, Wait)> {
+        let ours = self.profile == Profile::Ours;
         let (patience, wait) = match (self.role, self.theirs(), &self.reading) {
-            (Role::Server, Phase::Idle, Reading::Head { scanner, .. }) if !scanner.is_fresh() => {
-                (deadlines.head, Wait::Head)
-            }
-            // A link may be idle as long as it lives; TCP keep-alive watches it.
+            // On a link where we ask, it is the head by which the agent goes.
+            (_, Phase::Idle, Reading::Head { scanner, .. }) if !scanner.is_fresh() => (deadlines.head, Wait::Head),
+            // A link may be idle as long as it lives. A relay of ours asks now and then whether we are there; TCP keep-alive
+            // watches the others.
             (Role::Server, Phase::Idle, _) if !turned => (deadlines.idle, Wait::Idle),
+            (Role::Server, Phase::Idle, _) if ours => (deadlines.silence, Wait::Silence),
             (Role::Server, Phase::Body, _) => (deadlines.body, Wait::Body),
+            (Role::Server, Phase::Done | Phase::MustClose | Phase::MightSwitch, _)
+                if ours && self.ours() == Phase::Answering =>
+            {
+                (deadlines.ping, Wait::Ping)
+            }
             // As long as we still ask, no answer is due.
             (Role::Client, Phase::Answering, _) if self.ours() == Phase::Body => return None,
+            (Role::Client, Phase::Answering, _) if ours => return Some(self.answer_deadline(deadlines)),
             (Role::Client, Phase::Answering, _) if turned => (deadlines.link_answer, Wait::Answer),
             (Role::Client, Phase::Answering, _) => (deadlines.answer, Wait::Answer),
             (Role::Client, Phase::Body, Reading::Body(Reader::UntilClose)) if self.profile == Profile::NetPtth => {
@@ -1070,6 +1192,20 @@ impl Http {
             _ => return None,
         };
         Some((self.since, patience, wait))
+    }
+
+    /// How long an agent of ours may take for its answer: without a sign of life, and in all.
+    fn answer_deadline(&self, deadlines: &Deadlines) -> (Instant, Duration, Wait) {
+        let (quiet, wait) = if deadlines.silence <= deadlines.link_answer {
+            (deadlines.silence, Wait::Silence)
+        } else {
+            (deadlines.link_answer, Wait::Answer)
+        };
+        if self.since + quiet <= self.asked_at + deadlines.signs {
+            (self.since, quiet, wait)
+        } else {
+            (self.asked_at, deadlines.signs, Wait::Signs)
+        }
     }
 }
 

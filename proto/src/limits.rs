@@ -142,8 +142,23 @@ named_numbers! {
         upgrade = "upgrade", Duration::from_secs(75), "the relay's answer to an agent's offer or poll";
         /// From the end of a request to the first byte of the upstream's response. nginx's `proxy_read_timeout`.
         answer = "answer", Duration::from_secs(60), "the upstream's first byte (504 beyond)";
-        /// The same on a link: longer than `answer`, so that the hop that failed is the hop that says so.
+        /// The same on a link: longer than `answer`, so that the hop that failed is the hop that says so. An agent of ours gives a
+        /// sign of life every `ping` meanwhile, and each begins this time anew.
         link_answer = "link-answer", Duration::from_secs(75), "the first byte of an agent's answer (504 beyond)";
+        /// An agent's answer in all, while it gives signs of life. What its own `answer` is, the relay can't know: it is as patient
+        /// as with a `stream`, and not for ever.
+        signs = "signs", Duration::from_secs(3600), "an agent's answer while it gives signs of life (504 beyond)";
+        /// An idle link of an agent of ours before the relay asks whether the agent is still there; and an agent that waits for its
+        /// upstream before it says that it is. The shortest NAT timeouts seen in the field are about 30 s, so that this keeps links
+        /// open, too. HTTP/2 libraries ping every 10 to 60 s.
+        ping = "ping", Duration::from_secs(10), "an idle link, or a late answer, before a sign of life";
+        /// The answer to that question. With `ping` it makes 20 s until a dead link is known as one; a link over a satellite or a
+        /// phone that wakes up may take seconds.
+        pong = "pong", Duration::from_secs(10), "an agent's answer to the question whether it is there";
+        /// Between our own two sides, a link without a byte of the other one: an idle one on the agent's side, one with a request on
+        /// the relay's. Longer than `ping` and `pong` together, and than two signs that are lost to a slow path: who sets those on a
+        /// relay sets this with its agents.
+        silence = "silence", Duration::from_secs(30), "a link without any sign of the other side";
         /// A response's body between two reads that bring something. Event streams may be silent for long, and nobody
         /// notices when nothing is lost; but not for ever.
         stream = "stream", Duration::from_secs(3600), "a response's body without a byte";
@@ -167,6 +182,9 @@ named_numbers! {
         /// An agent that polls because its upgrade was refused, before it tries that again. Whoever is in the way is
         /// seldom gone sooner; the attempt is one small request.
         upgrade_again = "upgrade-again", Duration::from_secs(300), "an agent that polls tries the upgrade again";
+        /// Visitors' idle connections after SIGTERM: a request may be on its way on one already, since its visitor can't know that we
+        /// go. Longer than a round trip to anywhere, and short enough not to be waited for.
+        farewell = "farewell", Duration::from_secs(1), "visitors' idle connections after a signal to stop";
         /// Running exchanges after SIGTERM. systemd kills after 90 s, Kubernetes after 30.
         drain = "drain", Duration::from_secs(30), "running exchanges after a signal to stop";
         /// An agent's link beyond its spare ones, without a request.
@@ -204,6 +222,16 @@ pub enum Wait {
     Upgrade,
     /// [`Deadlines::answer`] or [`Deadlines::link_answer`]
     Answer,
+    /// [`Deadlines::signs`]
+    Signs,
+    /// [`Deadlines::ping`]
+    Ping,
+    /// [`Deadlines::pong`]
+    Pong,
+    /// [`Deadlines::silence`]
+    Silence,
+    /// [`Deadlines::linger`], of a link whose end was announced.
+    Leave,
     /// [`Deadlines::stream`]
     Stream,
     /// [`Deadlines::tunnel`]
@@ -236,6 +264,11 @@ impl Wait {
             Wait::Connect => "connect",
             Wait::Upgrade => "upgrade",
             Wait::Answer => "answer",
+            Wait::Signs => "signs",
+            Wait::Ping => "ping",
+            Wait::Pong => "pong",
+            Wait::Silence => "silence",
+            Wait::Leave => "linger",
             Wait::Stream => "stream",
             Wait::Tunnel => "tunnel",
             Wait::TunnelEnd => "tunnel-end",

@@ -331,6 +331,8 @@ fn heard(event: &Event<'_>, head: &Head) -> Vec<u8> {
         Event::Request(_) => [b"request ", head.method(), b" ", head.target()].concat(),
         Event::Offer(_) => b"offer".to_vec(),
         Event::Informational => format!("informational {}", head.status()).into_bytes(),
+        Event::Alive => b"alive".to_vec(),
+        Event::Leaving => b"leaving".to_vec(),
         Event::Response(_) => format!("response {}", head.status()).into_bytes(),
         Event::Turned => b"turned".to_vec(),
         Event::Switched => format!("switched {}", head.status()).into_bytes(),

@@ -171,6 +171,11 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
         }
         return if from.tell_eof() { back_ended(from, to, now) } else { Flow::Still };
     };
+    if event == Event::Alive {
+        // No part of an answer: should the link break, the request may still go another way.
+        from.input.consume(used);
+        return Flow::Moved;
+    }
     exchange.heard = true;
     let flow = match event {
         Event::Informational if exchange.kind == Kind::Connect => Ok(Flow::Moved),
@@ -202,7 +207,9 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
             to.conn.send_end(now, trailers.then_some(&head.fields), to.output.vec()).map(|()| Flow::Over)
         }
         Event::Closed => Ok(Flow::Back(BackFault::Lost(None))),
-        Event::Request(_) | Event::Offer(_) | Event::Turned => Err(Fault::UnexpectedData.into()),
+        Event::Request(_) | Event::Offer(_) | Event::Turned | Event::Alive | Event::Leaving => {
+            Err(Fault::UnexpectedData.into())
+        }
     };
     from.input.consume(used);
     flow.unwrap_or_else(|error| Flow::Back(BackFault::Protocol(error)))

@@ -35,6 +35,9 @@ pub enum Profile {
     /// A peer that keeps to the rules.
     #[default]
     Standard,
+    /// A peer that has said so with `Ptth-Accept: ping`: it gives signs of life, and says on an idle link that it goes
+    /// (`docs/links.md`).
+    Ours,
     /// Ruby's net-ptth as an agent: it ends lines with LF alone, loses a request that comes in the same read as the 101, and
     /// ends a body without a length by falling silent.
     NetPtth,
@@ -46,7 +49,7 @@ impl Profile {
     /// The line ends to take from this peer.
     pub const fn line_ends(self) -> LineEnds {
         match self {
-            Profile::Standard => LineEnds::Crlf,
+            Profile::Standard | Profile::Ours => LineEnds::Crlf,
             Profile::NetPtth | Profile::LoneLf => LineEnds::LfToo,
         }
     }
@@ -80,16 +83,27 @@ pub fn offered(head: &Head) -> Result<Option<(Token, Profile)>, Error> {
         _ => return Err(Fault::OfferWithBody.into()),
     }
     let ruby = fields.first(Name::UserAgent).is_some_and(|agent| agent.starts_with(b"Ruby"));
-    let profile = if ruby && !fields.has(Name::Host) { Profile::NetPtth } else { Profile::Standard };
+    let profile = match ruby && !fields.has(Name::Host) {
+        true => Profile::NetPtth,
+        false if fields.lists(Name::PtthAccept, PING) => Profile::Ours,
+        false => Profile::Standard,
+    };
     Ok(Some((token, profile)))
 }
 
+/// The element of `Ptth-Accept` by which two sides tell each other that they know what `docs/links.md` says.
+pub const PING: &[u8] = b"ping";
+
 /// Appends the 101: 57 bytes, the one form that satisfies every known agent, among them sketches on Arduino boards that count
-/// them. No reason, one value each, nothing else.
-pub fn write_switch(token: Token, out: &mut Vec<u8>) {
+/// them. No reason, one value each, nothing else; but for an agent that has said [`PING`], which hears the same.
+pub fn write_switch(token: Token, profile: Profile, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 101 \r\nUpgrade: ");
     out.extend_from_slice(token.as_bytes());
-    out.extend_from_slice(b"\r\nConnection: Upgrade\r\n\r\n");
+    out.extend_from_slice(b"\r\nConnection: Upgrade\r\n");
+    if profile == Profile::Ours {
+        out.extend_from_slice(b"Ptth-Accept: ping\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Appends the agent's request: both values exactly as the Go library compares them. `more` adds fields behind them.
@@ -126,7 +140,11 @@ pub fn switched(head: &Head, lone_lf: bool) -> Result<Profile, Error> {
     if head.fields.list(Name::Upgrade).find_map(Token::of).is_none() {
         return Err(Fault::SwitchedElsewhere.into());
     }
-    Ok(if lone_lf { Profile::LoneLf } else { Profile::Standard })
+    Ok(match lone_lf {
+        true => Profile::LoneLf,
+        false if head.fields.lists(Name::PtthAccept, PING) => Profile::Ours,
+        false => Profile::Standard,
+    })
 }
 
 #[cfg(test)]
@@ -154,6 +172,11 @@ mod tests {
             ("Upgrade: ptth\r\nConnection: upgrade\r\nALPN: h2\r\n", Ok(None)),
             ("Upgrade: PTTH/2.0\r\n", Ok(None)),
             ("User-Agent: Ruby\r\nUpgrade: PTTH/1.0\r\n", Ok(Some((Token::PTTH_1_0, Profile::NetPtth)))),
+            (
+                "Upgrade: PTTH/1.0\r\nPtth-Accept: comet\r\nPtth-Accept: base64, PING\r\n",
+                Ok(Some((Token::PTTH_1_0, Profile::Ours))),
+            ),
+            ("Upgrade: PTTH/1.0\r\nPtth-Accept: comet\r\n", standard(b"PTTH/1.0")),
             ("Upgrade: PTTH/1.0\r\nContent-Length: 1\r\n", Err(Fault::OfferWithBody.into())),
             ("Upgrade: PTTH/1.0\r\nTransfer-Encoding: chunked\r\n", Err(Fault::OfferWithBody.into())),
             ("Upgrade: PTTH/1.0\r\nContent-Type: application/json\r\nContent-Length: 2\r\n", Ok(None)),
@@ -166,9 +189,12 @@ mod tests {
     }
 
     #[test]
-    fn the_101_has_57_bytes() {
+    fn the_101_has_57_bytes_for_all_who_have_not_asked_for_more() {
         let mut out = Vec::new();
-        write_switch(Token::PTTH_1_0, &mut out);
+        write_switch(Token::PTTH_1_0, Profile::Ours, &mut out);
+        assert_eq!(out, b"HTTP/1.1 101 \r\nUpgrade: PTTH/1.0\r\nConnection: Upgrade\r\nPtth-Accept: ping\r\n\r\n");
+        out.clear();
+        write_switch(Token::PTTH_1_0, Profile::Standard, &mut out);
         assert_eq!(out, b"HTTP/1.1 101 \r\nUpgrade: PTTH/1.0\r\nConnection: Upgrade\r\n\r\n");
         assert_eq!(out.len(), 57);
     }

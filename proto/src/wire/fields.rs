@@ -40,12 +40,14 @@ pub enum Name {
     Host,
     Http2Settings,
     KeepAlive,
+    MaxForwards,
     Prefer,
     ProxyAuthenticate,
     ProxyAuthorization,
     ProxyConnection,
     ProxyStatus,
-    /// `Ptth-Accept`: what a relay or an agent of ours understands beyond the dialect it speaks (`docs/comet.md`).
+    /// `Ptth-Accept`: what a relay or an agent of ours understands beyond the dialect it speaks (`docs/comet.md`,
+    /// `docs/links.md`).
     PtthAccept,
     Te,
     Trailer,
@@ -83,6 +85,7 @@ impl Name {
             10 if is(b"user-agent") => Name::UserAgent,
             11 if is(b"ptth-accept") => Name::PtthAccept,
             12 if is(b"content-type") => Name::ContentType,
+            12 if is(b"max-forwards") => Name::MaxForwards,
             12 if is(b"proxy-status") => Name::ProxyStatus,
             13 if is(b"authorization") => Name::Authorization,
             14 if is(b"content-length") => Name::ContentLength,

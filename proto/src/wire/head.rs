@@ -463,6 +463,7 @@ pub const fn reason(status: u16) -> &'static str {
     match status {
         100 => "Continue",
         101 => "Switching Protocols",
+        102 => "Processing",
         200 => "OK",
         204 => "No Content",
         307 => "Temporary Redirect",

@@ -29,6 +29,8 @@ pub(crate) enum Move {
     Switch { head: Box<Head> },
     Request { head: Box<Head>, body: Body },
     Informational { head: Box<Head> },
+    Alive,
+    Leave,
     Response { head: Box<Head>, body: Body },
     Data(Vec<u8>),
     End(Option<Box<Fields>>),
@@ -182,6 +184,8 @@ impl End {
                 let host = head.fields.first(Name::Host).unwrap_or_default();
                 let more = |writer: &mut FieldWriter<'_>| {
                     head.fields.end_to_end().filter(|f| f.known != Name::Host).for_each(|f| writer.copy(f));
+                    // It speaks of this hop, as the offer itself does.
+                    head.fields.iter().filter(|f| f.known == Name::PtthAccept).for_each(|f| writer.copy(f));
                 };
                 conn.send_offer(now, out, (head.target(), host), *token, more)
             }
@@ -208,6 +212,11 @@ impl End {
             }
             Move::Informational { head } => {
                 conn.send_informational(out, (head.status(), head.reason()), |writer| copy(head, writer))
+            }
+            Move::Alive => conn.send_sign(now, out),
+            Move::Leave => {
+                conn.leave(now, out);
+                Ok(())
             }
             Move::Response { head, body } => {
                 if !is_kept(head) {
@@ -276,6 +285,8 @@ fn describe(
         Event::Informational => {
             (format!("informational {}", head.status()).into_bytes(), fields, Move::Informational { head: whole() })
         }
+        Event::Alive => (b"alive".to_vec(), fields, Move::Alive),
+        Event::Leaving => (b"leaving".to_vec(), fields, Move::Leave),
         Event::Response(framing) => {
             // A response to HEAD says how long the body would have been.
             let body = match framing {
