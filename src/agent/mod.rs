@@ -295,7 +295,12 @@ impl Agent {
         let refusal = match peer.conn.recv(now, peer.input.bytes(), head, config) {
             Ok((used, Some(Event::Turned))) => {
                 peer.input.consume(used);
-                peer.transport().keep_alive(config.deadlines.keepalive);
+                let (idle, patience) = (config.deadlines.keepalive, config.deadlines.write);
+                if peer.conn.is_ours() {
+                    peer.transport().watch(idle, patience);
+                } else {
+                    peer.transport().keep_alive(idle);
+                }
                 peer.seat = Seat::Front;
                 orders.push(Order::Listen(token));
                 if self.way == Way::Comet {
@@ -493,9 +498,9 @@ impl Side for Agent {
         };
         match reached {
             Ok(back) => {
-                let keep_alive = core.config.deadlines.keepalive;
+                let (idle, patience) = (core.config.deadlines.keepalive, core.config.deadlines.write);
                 if let Some(peer) = core.peer(back) {
-                    peer.transport().keep_alive(keep_alive);
+                    peer.transport().watch(idle, patience);
                     peer.key = UPSTREAM;
                     peer.seat = Seat::Own;
                 }

@@ -22,7 +22,7 @@ const BACKLOG: i32 = 4096;
 ///
 /// # Errors
 /// When the address can't be had.
-pub fn listen(address: SocketAddr, shared: bool, keep_alive: Duration) -> io::Result<TcpListener> {
+pub fn listen(address: SocketAddr, shared: bool, idle: Duration, patience: Duration) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
     // A relay that was restarted must not wait for its old connections to be forgotten.
     socket.set_reuse_address(true)?;
@@ -31,7 +31,8 @@ pub fn listen(address: SocketAddr, shared: bool, keep_alive: Duration) -> io::Re
     }
     socket.set_tcp_nodelay(true)?;
     // A visitor that vanished in a silent stream would hold its link for as long as that may last.
-    watch(&socket, keep_alive);
+    probe(&socket, idle);
+    give_up_after(&socket, Some(patience));
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
@@ -141,22 +142,72 @@ impl Transport {
         }
     }
 
-    /// Watches a connection that may be silent for hours: probes after `idle`, and gives up on it after twice that time.
+    /// Watches a connection that may be silent for hours and that nothing else watches: probes after `idle`, and gives up on it
+    /// after twice that time.
     pub fn keep_alive(&self, idle: Duration) {
         if let Transport::Tcp(stream) = self {
-            watch(&socket2::SockRef::from(stream), idle);
+            let socket = socket2::SockRef::from(stream);
+            probe(&socket, idle);
+            give_up_after(&socket, None);
+        }
+    }
+
+    /// Watches a connection on which something is said now and then: gives up on it, too, when the other end takes nothing for
+    /// `patience`.
+    pub fn watch(&self, idle: Duration, patience: Duration) {
+        if let Transport::Tcp(stream) = self {
+            let socket = socket2::SockRef::from(stream);
+            probe(&socket, idle);
+            give_up_after(&socket, Some(patience));
         }
     }
 }
 
 /// Probes after `idle`, three times a third of it apart.
-///
-/// Not the user timeout as well: on Linux it would take the place of the probes' count, and end a connection whose reader rests,
-/// which is nobody's fault; bytes that nobody takes have a deadline of ours.
-fn watch(socket: &socket2::Socket, idle: Duration) {
+fn probe(socket: &socket2::Socket, idle: Duration) {
     let interval = (idle / 3).max(Duration::from_secs(1));
     let idle = idle.max(Duration::from_secs(1));
     let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(3);
     // Where the system can't, a dead peer is noticed later: nothing that could be done about it here.
     let _ = socket.set_tcp_keepalive(&probes);
+}
+
+/// Gives up on a connection whose other end acknowledges nothing for `patience`: Linux alone would send it again and again for
+/// a quarter of an hour, and keep-alive does not probe meanwhile.
+///
+/// No less than the patience with a peer that takes nothing (`write`): on Linux this ends connections whose reader rests as well.
+/// And not where keep-alive has to find out on its own that the other end is gone, for there it takes the place of the probes'
+/// count: 30 s become 60.
+fn give_up_after(socket: &socket2::Socket, patience: Option<Duration>) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let _ = socket.set_tcp_user_timeout(patience);
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = (socket, patience);
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_for_the_listener_holds_for_what_it_accepts() {
+        let patience = Duration::from_secs(60);
+        let listener = listen("127.0.0.1:0".parse().unwrap(), false, Duration::from_secs(15), patience).unwrap();
+        let _dialled = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = loop {
+            match listener.accept() {
+                Ok(accepted) => break accepted,
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        };
+        let accepted = Transport::Tcp(accepted);
+        let Transport::Tcp(stream) = &accepted else { panic!("no TCP") };
+        let socket = socket2::SockRef::from(stream);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(patience));
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(15));
+        accepted.keep_alive(Duration::from_secs(15));
+        assert_eq!(socket.tcp_user_timeout().unwrap().unwrap_or_default(), Duration::ZERO);
+        accepted.watch(Duration::from_secs(15), patience);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(patience));
+    }
 }

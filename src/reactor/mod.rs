@@ -200,8 +200,8 @@ impl Core {
     /// # Errors
     /// When the address can't be had.
     pub fn listen(&mut self, address: SocketAddr, shared: bool, door: Door) -> io::Result<SocketAddr> {
-        let keep_alive = self.config.deadlines.keepalive;
-        let mut socket = net::listen(address, shared, keep_alive)?;
+        let deadlines = &self.config.deadlines;
+        let mut socket = net::listen(address, shared, deadlines.keepalive, deadlines.write)?;
         let at = socket.local_addr()?;
         self.registry.register(&mut socket, Token(LISTENERS + self.listeners.len()), Interest::READABLE)?;
         self.listeners.push(Listener { socket, door, ready: false });

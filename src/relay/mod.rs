@@ -225,7 +225,7 @@ fn listen_on(reactors: &mut [Worker], address: SocketAddr, door: Door) -> io::Re
         return only.core.listen(address, false, door);
     }
     // A port that is shared can be shared with another process, unnoticed: so first see whether it can be had alone.
-    let mut at = net::listen(address, false, Duration::from_secs(1))?.local_addr()?;
+    let mut at = net::listen(address, false, Duration::from_secs(1), Duration::from_secs(1))?.local_addr()?;
     for reactor in reactors {
         at = reactor.core.listen(at, true, door)?;
     }
@@ -652,7 +652,7 @@ impl Relay {
     /// Takes an agent's connection as a link.
     fn take_link(&mut self, core: &mut Core, token: Token, tunnel: usize, orders: &mut Vec<Order>) {
         let now = core.now;
-        let keep_alive = core.config.deadlines.keepalive;
+        let (keep_alive, patience) = (core.config.deadlines.keepalive, core.config.deadlines.write);
         let taken = self.tunnels.add_link(tunnel, |link| is_free(core, link));
         let Some(peer) = core.tell(token) else { return };
         peer.seat = Seat::Own;
@@ -665,7 +665,11 @@ impl Relay {
             log::error!("an offer could not be answered: {error}");
             return core.drop_peer(token);
         }
-        peer.transport().keep_alive(keep_alive);
+        if peer.conn.is_ours() {
+            peer.transport().watch(keep_alive, patience);
+        } else {
+            peer.transport().keep_alive(keep_alive);
+        }
         let (remote, idle) = (peer.remote, peer.conn.is_idle());
         match taken {
             Taken::First if self.workers.is_up(name) => {
