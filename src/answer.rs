@@ -70,6 +70,8 @@ codes! {
     UNKNOWN_MESSAGE = "unknown-message", 404, "http_request_error";
     /// An agent's message can't be read.
     BAD_MESSAGE = "bad-message", 400, "http_request_error";
+    /// TRACE that may go no further.
+    TRACE = "trace-unsupported", 501, "http_request_denied";
     /// CONNECT.
     CONNECT = "connect-unsupported", 501, "http_request_denied";
     /// The program is stopping.

@@ -8,6 +8,7 @@
 
 mod carry;
 pub mod exchange;
+pub(crate) mod hops;
 
 use std::borrow::Cow;
 use std::io;
@@ -300,7 +301,7 @@ impl<S: Side> Bridge<S> {
                 peer.conn.close(now);
                 core.touch(token);
                 let id = self.exchanges.number();
-                self.line_alone(core, id, remote, &Head::default(), (0, error.code(), 0));
+                self.line_alone(core, id, remote, &Head::default(), (0, Some(error.code()), 0));
             }
         }
     }
@@ -311,7 +312,7 @@ impl<S: Side> Bridge<S> {
         let id = self.exchanges.number();
         self.side.told(answer.code);
         let length = respond(S::PROGRAM, core, token, head, id, answer);
-        self.line_alone(core, id, remote, head, (answer.code.status, answer.code.name, length));
+        self.line_alone(core, id, remote, head, (answer.code.status, Some(answer.code.name), length));
         // What is left of its bytes is of no more use, or the next request.
         core.step_again(token);
     }
@@ -322,7 +323,7 @@ impl<S: Side> Bridge<S> {
         id: u64,
         remote: Remote,
         head: &Head,
-        (status, code, length): (u16, &'static str, u64),
+        (status, code, length): (u16, Option<&'static str>, u64),
     ) {
         if !self.log.is_on() {
             return;
@@ -338,12 +339,49 @@ impl<S: Side> Bridge<S> {
             bytes_in: 0,
             bytes_out: length,
             took: Duration::ZERO,
-            code: Some(code),
+            code,
         });
+    }
+
+    /// A request that may go no further is answered by whom it has reached. A relay asks its agents so whether they are there.
+    fn answer_here(&mut self, core: &mut Core, front: Token) {
+        let now = core.now;
+        let head = std::mem::take(&mut core.head);
+        answer_early(core, front);
+        if let Some(peer) = core.tell(front) {
+            peer.seat = Seat::Front;
+            if self.running != Running::Yes {
+                peer.conn.do_not_keep();
+            }
+            if head.method() == b"TRACE" {
+                let text =
+                    "A TRACE that may go no further would show what its sender has sent; this program answers none.";
+                self.respond_alone(core, front, &head, &Answer::new(Code::TRACE, text));
+            } else {
+                let out = peer.output.vec();
+                let sent = peer.conn.send_response(now, out, (204, b"No Content"), Body::None, |_| {});
+                let sent = sent.and_then(|()| peer.conn.send_end(now, None, peer.output.vec()));
+                // The relay's own questions come all the time, and are nobody's request.
+                let asked = !peer.conn.is_link() || head.fields.has(Name::Via);
+                let remote = peer.remote;
+                if let Err(error) = sent {
+                    log::error!("an answer could not be written: {error}");
+                    core.drop_peer(front);
+                } else if asked {
+                    let id = self.exchanges.number();
+                    self.line_alone(core, id, remote, &head, (204, None, 0));
+                }
+            }
+        }
+        core.head = head;
+        core.step_again(front);
     }
 
     /// A request's head is here.
     fn begin(&mut self, core: &mut Core, front: Token, framing: Framing) {
+        if hops::left(&core.head) == Some(0) {
+            return self.answer_here(core, front);
+        }
         let now = core.now;
         let kind = self.kind(core, framing);
         // To what may become a tunnel, no body and one of no length are the same.
@@ -1149,7 +1187,7 @@ pub(crate) fn pass_on(head: &Head, fields: &mut FieldWriter<'_>, is_wanted: impl
             known => is_wanted(known),
         };
         if passes {
-            fields.copy(field);
+            hops::pass(head, field, fields);
         }
     }
     if takes_trailers(head) {
