@@ -413,7 +413,7 @@ impl Peer {
             // Counted from our last byte.
             Wait::Linger => self.is_lingering(),
             // A message may wait in a queue before anybody can answer it: the queue counts.
-            Wait::Answer => self.twin == Twin::None && !self.held,
+            Wait::Answer | Wait::Signs | Wait::Silence => self.twin == Twin::None && !self.held,
             _ => true,
         });
         [write, conn, self.wait].into_iter().flatten().min_by_key(|(at, _)| *at)

@@ -134,6 +134,11 @@ impl Links {
         self.idle >= self.size.spare
     }
 
+    /// Links that are being made.
+    pub fn pending(&self) -> usize {
+        self.pending
+    }
+
     /// Links that were turned and live.
     pub fn standing(&self) -> usize {
         self.idle + self.busy

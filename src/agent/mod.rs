@@ -245,8 +245,10 @@ impl Agent {
             if self.dialect == Dialect::Auto {
                 // A relay that won't turn the connection, or doesn't see that it may, is to answer as if it were polled, and at
                 // once.
-                fields.field("Ptth-Accept", "comet, base64");
+                fields.field("Ptth-Accept", "comet, base64, ping");
                 fields.field("Prefer", "wait=0");
+            } else {
+                fields.field("Ptth-Accept", "ping");
             }
             if let Some(token) = &self.token {
                 fields.parts(b"Authorization", &[b"Bearer ", token.as_bytes()]);
@@ -302,7 +304,11 @@ impl Agent {
                     peer.transport().keep_alive(idle);
                 }
                 peer.seat = Seat::Front;
+                peer.wait = None;
                 orders.push(Order::Listen(token));
+                if self.links.is_stopping() {
+                    return self.stands_too_late(core, token, link);
+                }
                 if self.way == Way::Comet {
                     self.way = Way::Flip;
                     log::info!("the relay {} turns connections again: no more polling", self.via.url);
@@ -363,6 +369,15 @@ impl Agent {
             self.failed(core, Ended::Gone, reason);
         } else {
             self.fill(core);
+        }
+    }
+
+    /// A link stands that was offered before the agent was told to stop: what came with the 101 is served, and the link goes.
+    fn stands_too_late(&mut self, core: &mut Core, token: Token, link: usize) {
+        let now = core.now;
+        self.links.stands(link, now);
+        if let Some(peer) = core.tell(token) {
+            peer.conn.leave(now, peer.output.vec());
         }
     }
 
@@ -543,7 +558,8 @@ impl Side for Agent {
     }
 
     fn is_owed(&self) -> bool {
-        self.polls.is_owed()
+        // What was offered may be taken yet, with a request behind it.
+        self.polls.is_owed() || self.way == Way::Flip && self.links.pending() > 0
     }
 
     fn offer(&mut self, _: &mut Core, _: Token, _: &mut Vec<Order>) -> Option<Answer> {
@@ -585,6 +601,9 @@ impl Side for Agent {
         // The peer goes, and the link's place lives on for the next address.
         peer.key = crate::peer::NO_KEY;
         core.drop_peer(token);
+        if self.links.is_stopping() {
+            return self.links.remove(link);
+        }
         match loss {
             Loss::Io(error) | Loss::Deaf(error) if connecting => self.dial_next(core, link, Some(error)),
             Loss::Late(_) if connecting => self.dial_next(core, link, Some(io::ErrorKind::TimedOut.into())),
@@ -684,8 +703,8 @@ impl Side for Agent {
             _ => {}
         }
         if key == SHRINK {
-            let spare = core.config.deadlines.spare;
-            self.links.shrink(core.now, spare);
+            let (now, spare) = (core.now, core.config.deadlines.spare);
+            self.links.shrink(now, spare);
             let rested: Vec<Token> = core
                 .peers()
                 .filter(|(_, peer)| peer.seat == Seat::Front && peer.twin == Twin::None && self.links.may_go(peer.key))
@@ -693,7 +712,9 @@ impl Side for Agent {
                 .collect();
             // Lines go by themselves, when their polls are over.
             for token in rested {
-                core.drop_peer(token);
+                if let Some(peer) = core.tell(token) {
+                    peer.conn.leave(now, peer.output.vec());
+                }
             }
             core.set_timer(spare, SHRINK);
         } else {
@@ -751,9 +772,44 @@ impl Side for Agent {
         let of_polls = |key: usize| matches!(key, HELLO | polls::FAR | polls::ANSWER) || self.polls.is_line(key);
         let own: Vec<Token> =
             core.peers().filter(|(_, p)| p.seat == Seat::Own && !of_polls(p.key)).map(|(token, _)| token).collect();
+        let until = core.now + core.config.deadlines.linger;
         for token in own {
-            core.drop_peer(token);
+            match core.peer(token) {
+                // The relay may have taken the offer already, and sent a request behind it.
+                Some(peer) if self.way == Way::Flip && peer.key != UPSTREAM && peer.written > 0 => {
+                    peer.wait = Some((until, Wait::Leave));
+                    core.touch(token);
+                }
+                _ => core.drop_peer(token),
+            }
         }
+    }
+
+    fn drain(&mut self, _: &mut Core, _: &mut Vec<Order>) {}
+
+    fn says_farewell(&self) -> bool {
+        // It goes by links, on which each relay is told so.
+        false
+    }
+
+    fn is_alone(&self) -> bool {
+        true
+    }
+
+    fn is_last(&self, _: &Exchange) -> bool {
+        false
+    }
+
+    fn back_silent(&mut self, _: &mut Core, _: &Exchange) {}
+
+    fn front_silent(&mut self, core: &mut Core, front: Token) {
+        let seconds = core.config.deadlines.silence.as_secs_f32();
+        let Some(peer) = core.peer(front) else { return };
+        let link = std::mem::replace(&mut peer.key, crate::peer::NO_KEY);
+        core.drop_peer(front);
+        let reason = format!("the relay {} was silent on an idle link for {seconds} s", self.via.url);
+        log::warn!("a link is closed: {reason} (--timeout silence)");
+        self.link_lost(core, link, &reason);
     }
 
     fn exit(&self) -> Option<u8> {

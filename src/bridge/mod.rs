@@ -153,8 +153,20 @@ pub trait Side {
     fn timer(&mut self, core: &mut Core, key: usize, orders: &mut Vec<Order>);
     /// News.
     fn message(&mut self, core: &mut Core, message: Message, orders: &mut Vec<Order>);
-    /// No new work from now on.
+    /// The program is to stop, and does so in two steps: this is the first, from which on whoever is there is served a last time.
     fn stop(&mut self, core: &mut Core, orders: &mut Vec<Order>);
+    /// No new work from now on.
+    fn drain(&mut self, core: &mut Core, orders: &mut Vec<Order>);
+    /// Whether the second step waits a while for the first: our fronts' other ends can't know that we go.
+    fn says_farewell(&self) -> bool;
+    /// Whether nobody but those on our own fronts can ask us.
+    fn is_alone(&self) -> bool;
+    /// Whether the request should be the last one on its back, now that the program is to stop.
+    fn is_last(&self, exchange: &Exchange) -> bool;
+    /// The back of this exchange was silent for too long: others that lead to the same place may be dead, too.
+    fn back_silent(&mut self, core: &mut Core, exchange: &Exchange);
+    /// A front was silent for too long.
+    fn front_silent(&mut self, core: &mut Core, front: Token);
     /// Whether what was said to this back may have left the program: a pipe may lead to where it still waits.
     fn is_out(&self, core: &mut Core, back: Token) -> bool;
     /// Whether the program is over without having been stopped, and with what exit code.
@@ -165,14 +177,17 @@ pub trait Side {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Running {
     Yes,
-    /// Exchanges finish, nothing begins.
+    /// Whoever is here is served a last time.
+    Farewell,
+    /// Exchanges finish, nothing begins but what comes on links: the relay has taken that on already.
     Draining,
     /// Time is up.
     Over,
 }
 
-/// The timer key of the end of draining; sides use others.
+/// The timer keys of the end of draining and of what goes before it; sides use others.
 const DRAINED: usize = usize::MAX;
+const FAREWELL: usize = usize::MAX - 1;
 
 /// The bridge, and the program on either side of it.
 #[derive(Debug)]
@@ -401,10 +416,12 @@ impl<S: Side> Bridge<S> {
         let by_http = !peer.conn.is_tunnel();
         let id = self.exchanges.insert(exchange);
         peer.seat = Seat::Exchange(id);
-        // The program's own word, where it comes by a pipe: it was taken on already.
-        let is_new = peer.twin == Twin::None;
+        let is_taken_on = peer.conn.is_link();
+        if self.running != Running::Yes && peer.twin == Twin::None {
+            peer.conn.do_not_keep();
+        }
         core.touch(front);
-        if self.running != Running::Yes && is_new {
+        if self.running == Running::Draining && !is_taken_on {
             return self.answer(core, id, stopping());
         }
         if kind == Kind::Connect
@@ -464,7 +481,13 @@ impl<S: Side> Bridge<S> {
         }
         match self.running {
             Running::Yes => self.assign(core, id),
-            _ => self.answer(core, id, stopping()),
+            Running::Farewell => {
+                if let Some(peer) = core.peer(token) {
+                    peer.conn.do_not_keep();
+                }
+                self.assign(core, id);
+            }
+            Running::Draining | Running::Over => self.answer(core, id, stopping()),
         }
     }
 
@@ -489,6 +512,9 @@ impl<S: Side> Bridge<S> {
         if peer.conn.is_tunnel() {
             exchange.stage = Stage::Connecting;
             return self.mark(id);
+        }
+        if self.running != Running::Yes && exchange.kind == Kind::Http && self.side.is_last(exchange) {
+            peer.conn.ask_last();
         }
         let target = self.side.target(exchange);
         let body = Body::from(exchange.framing);
@@ -721,8 +747,12 @@ impl<S: Side> Bridge<S> {
             peer.seat = Seat::Front;
             // Only a pipelined request, or the visitor's end, is there to be looked at already.
             let more = !peer.input.is_empty() || peer.has_hung_up();
+            let is_pipe = peer.twin != Twin::None;
             if peer.conn.closing().is_none() {
                 self.side.front_kept(core, front);
+                if self.running == Running::Draining && !more && !is_pipe {
+                    leave(core, front);
+                }
             }
             if more {
                 core.step_again(front);
@@ -740,7 +770,8 @@ impl<S: Side> Bridge<S> {
         peer.held = false;
         peer.wait = None;
         peer.seat = Seat::Own;
-        if peer.can_be_asked() && !peer.is_connecting() && !peer.is_deaf() {
+        let is_over = self.running == Running::Draining && peer.twin == Twin::None;
+        if peer.can_be_asked() && !peer.is_connecting() && !peer.is_deaf() && !is_over {
             self.side.release(core, back, &mut self.orders);
         } else {
             core.drop_peer(back);
@@ -803,6 +834,9 @@ impl<S: Side> Bridge<S> {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let unanswered = core.peer(exchange.front).is_some_and(|front| front.conn.can_respond());
         let answer = self.side.fault(exchange, &fault);
+        if let BackFault::Late(Wait::Silence) = fault {
+            self.side.back_silent(core, exchange);
+        }
         let again = match fault {
             BackFault::Connect(_) | BackFault::ConnectLate => {
                 // How many addresses there are is limit enough.
@@ -964,6 +998,12 @@ impl<S: Side> App for Bridge<S> {
                         }
                         self.mark(id);
                     }
+                    Loss::Late(Wait::Ping) if is_front => {
+                        // An agent says that it is at work; it may, or nothing would be due.
+                        if let Some(peer) = core.tell(token) {
+                            let _ = peer.conn.send_sign(now, peer.output.vec());
+                        }
+                    }
                     loss if is_front => self.front_of_exchange_lost(core, id, loss),
                     Loss::Late(_) if connecting => self.back_failed(core, id, BackFault::ConnectLate),
                     Loss::Io(error) if connecting => self.back_failed(core, id, BackFault::Connect(error)),
@@ -988,7 +1028,11 @@ impl<S: Side> App for Bridge<S> {
             // Dropped from outside its exchange: nobody else does that, but nothing must be left hanging.
             self.cancel(core, id, Code::INTERNAL);
         }
+        let was_front = peer.seat == Seat::Front;
         self.side.gone(core, token, peer);
+        if self.running == Running::Farewell && was_front {
+            self.look_who_is_here(core);
+        }
     }
 
     fn timer(&mut self, core: &mut Core, key: usize) {
@@ -1003,6 +1047,8 @@ impl<S: Side> App for Bridge<S> {
                 }
                 self.running = Running::Over;
             }
+            FAREWELL if self.running == Running::Farewell => self.drain(core),
+            FAREWELL => {}
             key => self.side.timer(core, key, &mut self.orders),
         }
     }
@@ -1021,7 +1067,7 @@ impl<S: Side> App for Bridge<S> {
         if self.running != Running::Yes {
             return;
         }
-        self.running = Running::Draining;
+        self.running = Running::Farewell;
         let drain = core.config.deadlines.drain;
         match self.exchanges.len() {
             0 => log::info!("stopping"),
@@ -1030,25 +1076,24 @@ impl<S: Side> App for Bridge<S> {
         }
         core.set_timer(drain, DRAINED);
         if !self.side.keeps_its_door_open() {
+            // Whoever has knocked believes to be in.
+            core.accept_all(self);
             core.close_listeners();
         }
         self.side.stop(core, &mut self.orders);
-        let fronts: Vec<Token> = core
-            .peers()
-            .filter(|(token, peer)| match peer.seat {
-                Seat::Front => !self.side.is_kept(*token),
-                Seat::Exchange(_) => true,
-                Seat::Own => false,
-            })
-            .map(|(token, _)| token)
-            .collect();
-        for token in fronts {
+        let is_busy = |peer: &Peer| matches!(peer.seat, Seat::Exchange(_)) && peer.conn.can_respond();
+        let busy: Vec<Token> = core.peers().filter(|(_, peer)| is_busy(peer)).map(|(token, _)| token).collect();
+        for token in busy {
+            // Where the answer has begun, it did not say that it is the last one: the connection may be used again.
             if let Some(peer) = core.tell(token) {
                 peer.conn.do_not_keep();
             }
         }
-        for id in self.exchanges.waiting() {
-            self.answer(core, id, stopping());
+        if self.side.says_farewell() {
+            core.set_timer(core.config.deadlines.farewell, FAREWELL);
+            self.look_who_is_here(core);
+        } else {
+            self.drain(core);
         }
     }
 
@@ -1063,11 +1108,12 @@ impl<S: Side> App for Bridge<S> {
     fn exit(&self, core: &Core) -> Option<u8> {
         match self.running {
             Running::Yes => self.side.exit(),
+            Running::Farewell => None,
             Running::Over => Some(0),
             Running::Draining => {
-                let done = self.exchanges.is_empty()
-                    && !self.side.is_owed()
-                    && core.peers().all(|(_, peer)| peer.output.is_empty() && !peer.is_lingering());
+                let is_done = |peer: &Peer| peer.output.is_empty() && !peer.is_lingering() && !peer.conn.is_leaving();
+                let done =
+                    self.exchanges.is_empty() && !self.side.is_owed() && core.peers().all(|(_, peer)| is_done(peer));
                 done.then_some(0)
             }
         }
@@ -1082,7 +1128,45 @@ impl<S: Side> Bridge<S> {
         }
     }
 
+    /// Goes on with the end when there is nobody left to say farewell to.
+    fn look_who_is_here(&mut self, core: &mut Core) {
+        let is_visitor = |peer: &Peer| {
+            peer.seat != Seat::Own
+                && peer.twin == Twin::None
+                && !peer.conn.is_link()
+                && peer.conn.closing().is_none()
+                && !peer.is_dead()
+        };
+        if self.side.is_alone() && !core.peers().any(|(_, peer)| is_visitor(peer)) {
+            self.drain(core);
+        }
+    }
+
+    /// Nothing begins any more.
+    fn drain(&mut self, core: &mut Core) {
+        self.running = Running::Draining;
+        self.side.drain(core, &mut self.orders);
+        // While the door is open, one that was told nothing yet may be there to bring an answer.
+        let open = self.side.keeps_its_door_open();
+        let is_idle = |(token, peer): &(Token, &Peer)| {
+            peer.seat == Seat::Front && !self.side.is_kept(*token) && !(open && peer.written == 0)
+        };
+        let idle: Vec<Token> = core.peers().filter(is_idle).map(|(token, _)| token).collect();
+        for token in idle {
+            leave(core, token);
+        }
+        for id in self.exchanges.waiting() {
+            let Some(exchange) = self.exchanges.get_mut(id) else { continue };
+            if core.peer(exchange.front).is_none_or(|front| !front.conn.is_link()) {
+                self.answer(core, id, stopping());
+            }
+        }
+    }
+
     fn front_lost(&mut self, core: &mut Core, token: Token, loss: &Loss) {
+        if let Loss::Late(Wait::Silence) = loss {
+            return self.side.front_silent(core, token);
+        }
         if let Loss::Late(Wait::Head) = loss {
             let seconds = core.config.deadlines.head.as_secs_f32();
             let text = format!("The request's head was not complete within {seconds} s of its first byte.");
@@ -1140,6 +1224,14 @@ pub(crate) fn answer_early(core: &mut Core, token: Token) {
         && !matches!(peer.conn.recv(now, b"", head, config), Ok((_, Some(Event::End { .. }))))
     {
         peer.conn.do_not_keep();
+    }
+}
+
+/// A front is done with what it has, and nothing more is to come on it.
+fn leave(core: &mut Core, front: Token) {
+    let now = core.now;
+    if let Some(peer) = core.tell(front) {
+        peer.conn.leave(now, peer.output.vec());
     }
 }
 

@@ -208,6 +208,16 @@ impl Core {
         Ok(at)
     }
 
+    /// Accepts all that wait at the door.
+    pub fn accept_all(&mut self, app: &mut impl App) {
+        for listener in &mut self.listeners {
+            listener.ready = true;
+        }
+        while self.knocks() {
+            self.accept(app);
+        }
+    }
+
     /// Accepts nothing more.
     pub fn close_listeners(&mut self) {
         for mut listener in self.listeners.drain(..) {

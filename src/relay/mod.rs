@@ -3,6 +3,7 @@
 
 pub mod agents;
 pub mod counts;
+mod links;
 mod porter;
 mod queues;
 pub mod registry;
@@ -111,6 +112,8 @@ pub struct Relay {
     workers: Workers,
     porter: Porter,
     counts: Counts,
+    /// Other workers that may hand requests over: no worker ends before all have had their farewell.
+    others_here: usize,
 }
 
 /// One event loop of a relay.
@@ -143,6 +146,7 @@ pub fn start(settings: Settings, files: usize) -> Result<(Vec<Worker>, Vec<Socke
             workers: Workers::new(Arc::clone(&directory), me),
             porter: Porter::new(Arc::clone(&guests)),
             counts: Counts::default(),
+            others_here: workers - 1,
         };
         let bridge = Bridge::numbered(relay, access_log, me as u64 + 1, workers as u64);
         let reactor = Reactor::new(bridge, config.clone());
@@ -361,7 +365,7 @@ impl Side for Relay {
     fn release(&mut self, core: &mut Core, back: Token, orders: &mut Vec<Order>) {
         match core.peer(back).map(|peer| peer.key) {
             Some(queues::NEAR) => self.pipe_is_idle(core, back),
-            Some(tunnel) => self.link_is_idle(tunnel, back, orders),
+            Some(tunnel) => self.link_is_idle(core, tunnel, back, orders),
             None => {}
         }
     }
@@ -378,7 +382,7 @@ impl Side for Relay {
 
     fn is_owed(&self) -> bool {
         // An answer may come to any of the doors: none is closed before all messages are answered.
-        self.workers.have_messages()
+        self.workers.have_messages() || self.others_here > 0
     }
 
     fn is_kept(&self, front: Token) -> bool {
@@ -418,43 +422,21 @@ impl Side for Relay {
     }
 
     fn own(&mut self, core: &mut Core, token: Token, orders: &mut Vec<Order>) {
-        let now = core.now;
-        let Some((peer, head, config)) = core.hear(token) else { return };
-        match peer.key {
-            queues::FAR => return self.step_far(core, token, orders),
-            queues::POLL => return self.step_poll(core, token),
-            queues::COMING => return self.step_coming(core, token, orders),
-            _ => {}
-        }
-        // A link between two exchanges: nothing may come on it but its end.
-        match peer.conn.recv(now, peer.input.bytes(), head, config) {
-            Ok((_, None)) if !peer.eof => {}
-            Ok(_) => core.drop_peer(token),
-            Err(error) => {
-                log::warn!("a link from {} is closed: the agent {error} ({})", peer.remote, error.code());
-                core.drop_peer(token);
-            }
+        match core.peer(token).map(|peer| peer.key) {
+            Some(queues::FAR) => self.step_far(core, token, orders),
+            Some(queues::POLL) => self.step_poll(core, token),
+            Some(queues::COMING) => self.step_coming(core, token, orders),
+            Some(_) => self.step_link(core, token, orders),
+            None => {}
         }
     }
 
     fn own_lost(&mut self, core: &mut Core, token: Token, loss: Loss, orders: &mut Vec<Order>) {
-        let now = core.now;
-        let Some(peer) = core.peer(token) else { return };
-        let key = peer.key;
+        let Some(key) = core.peer(token).map(|peer| peer.key) else { return };
         if key >= queues::FAR {
             return self.lost_own(core, token, key, loss, orders);
         }
-        match loss {
-            Loss::Late(wait @ Wait::Pause) => {
-                peer.conn.timeout(now, wait);
-                self.link_is_idle(peer.key, token, orders);
-            }
-            Loss::Late(_) => core.drop_peer(token),
-            Loss::Io(error) | Loss::Deaf(error) => {
-                log::debug!("a link from {} broke: {error}", peer.remote);
-                core.drop_peer(token);
-            }
-        }
+        self.lost_link(core, token, loss, orders);
     }
 
     fn gone(&mut self, core: &mut Core, token: Token, peer: Peer) {
@@ -582,17 +564,41 @@ impl Side for Relay {
         far.is_none_or(|far| self.letter_is_out(far))
     }
 
-    fn stop(&mut self, core: &mut Core, orders: &mut Vec<Order>) {
+    fn stop(&mut self, _: &mut Core, _: &mut Vec<Order>) {
         // The signal reached one worker.
         for mailbox in self.workers.others() {
             mailbox.send(Message::Stop);
         }
+    }
+
+    fn drain(&mut self, core: &mut Core, orders: &mut Vec<Order>) {
         self.stop_queues(core, orders);
-        let is_link = |peer: &Peer| peer.seat == Seat::Own && peer.key < queues::FAR;
-        let links: Vec<Token> = core.peers().filter(|(_, peer)| is_link(peer)).map(|(token, _)| token).collect();
-        for link in links {
-            core.drop_peer(link);
+        self.close_links(core);
+        // Behind all that this worker has ever handed over.
+        for mailbox in self.workers.others() {
+            mailbox.send(Message::Word(Box::new(Word::Left)));
         }
+    }
+
+    fn says_farewell(&self) -> bool {
+        true
+    }
+
+    fn is_alone(&self) -> bool {
+        !self.workers.are_several()
+    }
+
+    fn is_last(&self, exchange: &Exchange) -> bool {
+        // Each visitor may have one more request, and the links that are there have to do.
+        self.tunnels.waiting(exchange.tunnel) == 0 && self.tunnels.has_parked(exchange.tunnel)
+    }
+
+    fn back_silent(&mut self, core: &mut Core, exchange: &Exchange) {
+        self.ping_all(core, exchange.tunnel);
+    }
+
+    fn front_silent(&mut self, core: &mut Core, front: Token) {
+        core.drop_peer(front);
     }
 
     fn exit(&self) -> Option<u8> {
@@ -682,7 +688,7 @@ impl Relay {
             }
         }
         if idle {
-            self.link_is_idle(tunnel, token, orders);
+            self.link_is_idle(core, tunnel, token, orders);
         }
     }
 
@@ -701,7 +707,7 @@ impl Relay {
     }
 
     /// Gives an idle link to the request that has waited longest, here or on another worker, or parks it.
-    fn link_is_idle(&mut self, tunnel: usize, link: Token, orders: &mut Vec<Order>) {
+    fn link_is_idle(&mut self, core: &mut Core, tunnel: usize, link: Token, orders: &mut Vec<Order>) {
         match self.tunnels.next_waiting(tunnel) {
             Some(id) => {
                 self.waits_no_more(tunnel);
@@ -711,7 +717,7 @@ impl Relay {
                 if let Some(near) = self.take_ready(tunnel) {
                     return orders.push(Order::Move(near, link));
                 }
-                self.tunnels.park(tunnel, link);
+                self.rest(core, tunnel, link);
                 if self.workers.are_several() {
                     self.workers.offer(self.tunnels.name(tunnel));
                 }
@@ -729,6 +735,7 @@ impl Relay {
     fn word(&mut self, core: &mut Core, word: Word, orders: &mut Vec<Order>) {
         match word {
             Word::Over => {}
+            Word::Left => self.others_here = self.others_here.saturating_sub(1),
             Word::Wanted(name, by) => {
                 let tunnel = self.tunnels.find(&name);
                 if tunnel.is_some_and(|tunnel| {

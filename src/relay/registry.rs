@@ -171,6 +171,28 @@ impl Registry {
         std::iter::from_fn(|| idle.pop_front()).find(|link| is_free(*link))
     }
 
+    /// Whether links rest, as far as is known without looking at each.
+    pub fn has_parked(&self, tunnel: usize) -> bool {
+        self.get(tunnel).is_some_and(|tunnel| !tunnel.idle.is_empty())
+    }
+
+    /// A link rests no more. Who has rested longest is asked first whether it is still there, and stands in front then: only those
+    /// that are gone stand before it.
+    pub fn wake(&mut self, tunnel: usize, link: Token, mut is_free: impl FnMut(Token) -> bool) {
+        let Some(tunnel) = self.get_mut(tunnel) else { return };
+        while tunnel.idle.front().is_some_and(|first| *first != link && !is_free(*first)) {
+            tunnel.idle.pop_front();
+        }
+        if let Some(at) = tunnel.idle.iter().position(|idle| *idle == link) {
+            tunnel.idle.remove(at);
+        }
+    }
+
+    /// Takes all links that rest, some of which are gone.
+    pub fn take_all(&mut self, tunnel: usize) -> VecDeque<Token> {
+        self.get_mut(tunnel).map(|tunnel| std::mem::take(&mut tunnel.idle)).unwrap_or_default()
+    }
+
     /// Puts a link to rest.
     pub fn park(&mut self, tunnel: usize, link: Token) {
         if let Some(tunnel) = self.get_mut(tunnel) {
@@ -275,6 +297,24 @@ mod tests {
         assert_eq!(registry.take_idle(t, |link| link != Token(1)), Some(Token(2)));
         assert_eq!(registry.take_idle(t, |_| true), Some(Token(0)));
         assert_eq!(registry.take_idle(t, |_| true), None);
+    }
+
+    #[test]
+    fn a_link_that_is_asked_does_not_rest_and_stands_there_once_afterwards() {
+        let mut registry = Registry::new(10, 10);
+        let t = registry.find_or_make("a").unwrap();
+        for n in 0..4 {
+            registry.park(t, Token(n));
+        }
+        registry.wake(t, Token(1), |link| link != Token(0));
+        assert_eq!(registry.take_all(t), [2, 3].map(Token));
+        for n in [2, 3, 1] {
+            registry.park(t, Token(n));
+        }
+        registry.wake(t, Token(3), |_| true);
+        registry.wake(t, Token(7), |_| true);
+        assert_eq!(registry.take_all(t), [2, 1].map(Token));
+        assert!(!registry.has_parked(t));
     }
 
     #[test]

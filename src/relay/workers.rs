@@ -20,6 +20,8 @@ struct Entry {
 pub enum Word {
     /// No worker has a message any more that could be answered: who has waited with its end for that need not wait.
     Over,
+    /// A worker that was told to stop hands nothing over any more.
+    Left,
     /// A request waits for a link of this tunnel on that worker: does anybody have an idle one?
     Wanted(String, usize),
     /// That worker has an idle link of this tunnel: send it a request.

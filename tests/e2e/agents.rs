@@ -36,8 +36,8 @@ impl ByHand {
 #[test]
 fn the_offer_is_what_every_known_relay_takes() {
     // Who would fall back to polls says so, behind what every relay looks at.
-    let falls_back = "Ptth-Accept: comet, base64\r\nPrefer: wait=0\r\n";
-    for (args, more) in [(&[][..], falls_back), (&["--dialect", "ptth/1.0"], "")] {
+    let falls_back = "Ptth-Accept: comet, base64, ping\r\nPrefer: wait=0\r\n";
+    for (args, more) in [(&[][..], falls_back), (&["--dialect", "ptth/1.0"], "Ptth-Accept: ping\r\n")] {
         let relay = by_hand(args);
         let mut wire = Wire::new(relay.listener.accept().unwrap().0);
         let (head, _) = wire.request_head().unwrap().unwrap();
