@@ -1,6 +1,8 @@
 //! What two sides of ours do on a link beyond the dialect (`docs/links.md`): signs of life, and an agent that goes without
 //! losing a request that is on its way to it.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test that fails should say where")]
+
 use std::time::Duration;
 
 use ptth_proto::conn::{Body, Closing, Config, Conn, Event};
@@ -35,6 +37,7 @@ impl End {
             Event::Data(_) => "data",
             Event::End { .. } => "end",
             Event::Closed => "closed",
+            other => panic!("{other:?} on a link"),
         });
         self.input.drain(..used);
         Ok(word)
