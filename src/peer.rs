@@ -386,6 +386,12 @@ impl Peer {
         }
     }
 
+    /// It carries bytes without messages from now on: no patience from before holds, and its reader may rest.
+    pub(crate) fn becomes_tunnel(&mut self, config: &Config) {
+        self.wait = None;
+        self.transport.keep_alive(config.deadlines.keepalive);
+    }
+
     /// Tells the connection of its peer's end, once, when nothing of what it sent is left to be understood.
     pub fn tell_eof(&mut self) -> bool {
         let tell = self.eof && !self.eof_told;

@@ -181,8 +181,8 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
         Event::Informational if exchange.kind == Kind::Connect => Ok(Flow::Moved),
         Event::Informational => inform(to, head),
         Event::Switched => {
-            from.wait = None;
-            switch(to, head, exchange, now, passes)
+            from.becomes_tunnel(config);
+            switch(to, head, exchange, config, now, passes)
         }
         Event::Response(_) if exchange.kind == Kind::Connect => {
             exchange.status = head.status();
@@ -193,6 +193,10 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
             exchange.status = head.status();
             exchange.code = code_of(head);
             let rest = from.input.len() - used;
+            if from.conn.is_speaking() {
+                // It need not take the rest of what it has answered already, nor its system acknowledge that.
+                from.transport().keep_alive(config.deadlines.keepalive);
+            }
             if !to.conn.has_heard_all() && (is_waiting(exchange) || is_whole(framing, rest) || !from.conn.is_kept()) {
                 // Behind a request that is answered and never whole no other can be found: its sender is told (RFC 9112 §9.6).
                 to.conn.do_not_keep();
@@ -233,6 +237,7 @@ fn switch(
     to: &mut Peer,
     head: &Head,
     exchange: &mut Exchange,
+    config: &Config,
     now: Instant,
     passes: impl Fn(&[u8]) -> bool,
 ) -> Result<Flow, Error> {
@@ -247,7 +252,7 @@ fn switch(
             head.fields.end_to_end().for_each(|field| fields.copy(field));
         })?;
     }
-    to.wait = None;
+    to.becomes_tunnel(config);
     exchange.status = head.status();
     exchange.stage = Stage::Tunnel;
     Ok(Flow::Moved)
@@ -256,13 +261,14 @@ fn switch(
 /// The back that a CONNECT asked for is being made, or stands: then the front hears so, and both are a tunnel.
 pub(super) fn connect(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
     let now = core.now;
-    let Some((from, to, ..)) = core.between(back, exchange.front) else {
+    let Some((from, to, _, config)) = core.between(back, exchange.front) else {
         return Flow::Back(BackFault::Lost(None));
     };
     if from.is_connecting() {
         return Flow::Still;
     }
-    (from.wait, to.wait) = (None, None);
+    from.becomes_tunnel(config);
+    to.becomes_tunnel(config);
     exchange.status = 200;
     exchange.stage = Stage::Tunnel;
     match to.conn.send_response(now, to.output.vec(), (200, b"OK"), Body::None, |_| {}) {

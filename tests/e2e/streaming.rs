@@ -252,8 +252,7 @@ fn what_comes_in_front_of_an_answer_is_not_the_answer() {
             "HTTP/1.1 102 Processing\r\n\r\n\
              HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nLink: </b.js>; rel=preload\r\n\
              Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nUpgrade: h2c\r\nProxy-Connection: close\r\n\r\n\
-             HTTP/1.1 103 Early Hints\r\nLink: </c.css>; rel=preload\r\nContent-Length: 5\r\n\
-             Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+             HTTP/1.1 103 Early Hints\r\nLink: </c.css>; rel=preload\r\nConnection: close\r\n\r\n\
              HTTP/1.1 100 Continue\r\n\r\n\
              HTTP/1.1 199 Whatever\r\n\r\n",
         );
