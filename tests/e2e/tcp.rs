@@ -136,24 +136,6 @@ fn much_at_once_arrives_whole() {
 }
 
 #[test]
-fn a_reader_that_rests_loses_nothing() {
-    // Far longer than bytes of a response may wait to be taken.
-    const BYTES: usize = 20_000_000;
-    let write = ["--timeout", "write=300ms"];
-    let (relay, port) = relay(&write);
-    let address = serve(|wire| {
-        wire.send(Random::seeded(7).bytes(BYTES)).shut();
-        wire.whatever_comes();
-    });
-    let _agent = Agent::start(&relay, "demo", &address, &write);
-    let mut client = Wire::connect(port);
-    thread::sleep(Duration::from_secs(2));
-    assert!(client.raw(BYTES) == Random::seeded(7).bytes(BYTES), "other bytes than were sent");
-    client.shut();
-    client.expect_end();
-}
-
-#[test]
 fn without_an_agent_it_closes_at_once_and_says_so() {
     let (relay, port) = relay(&["--timeout", "link=1h"]);
     let mut client = Wire::connect(port);

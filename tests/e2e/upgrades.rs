@@ -105,6 +105,32 @@ fn a_large_stream_both_ways_at_once_arrives_whole() {
 }
 
 #[test]
+fn who_reads_from_a_tunnel_may_rest_for_longer_than_others() {
+    // More than lies in the sockets on the way.
+    const BYTES: usize = 64 << 20;
+    let patience = ["--timeout", "write=200ms"];
+    let relay = Relay::start(&patience);
+    let upstream = Upstream::start(|asked| {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {BYTES}\r\n\r\n");
+        let head = if asked.head.has("Upgrade") { TAKEN } else { &head };
+        let _ = asked.wire.try_send(head).and_then(|()| asked.wire.try_send(vec![b'x'; BYTES]));
+        After::Close
+    });
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &patience);
+    let mut resting = relay.visitor();
+    resting.send(offer("demo", "websocket"));
+    switched(&mut resting);
+    // When those that came later have been given up, the one before would have been.
+    for n in 0..3 {
+        let mut visitor = relay.visitor();
+        visitor.send(get("demo", &format!("/large/{n}")));
+        relay.log().wait_for(&format!(" demo GET /large/{n} 200 "));
+    }
+    assert!(resting.raw(BYTES).iter().all(|byte| *byte == b'x'));
+    resting.expect_end();
+}
+
+#[test]
 fn bytes_behind_the_101_in_the_same_write_are_data() {
     let relay = Relay::start(&[]);
     let upstream = Upstream::start(|asked| {
