@@ -49,6 +49,10 @@ const ACCEPT_REST: Duration = Duration::from_millis(500);
 /// Descriptors that run out again within this time have not been enough in between: that is no news.
 const FULL_AGAIN: Duration = Duration::from_secs(60);
 
+/// A loop that goes on so much later than it meant to was stopped: by SIGSTOP, with a laptop's lid, by a crowd of other programs.
+/// All deadlines seem to have passed then, though it is us who were late.
+const OVERSLEPT: Duration = Duration::from_millis(100);
+
 /// How often in one turn the other ends of pipes have a step at once. A message through a pipe and its answer take four; more, and
 /// the sockets would wait.
 const ROUNDS: usize = 8;
@@ -399,6 +403,16 @@ pub struct Reactor<A> {
     events: Events,
     inbox: Receiver<Message>,
     signals: Option<Signals>,
+    wake: Wake,
+}
+
+/// When a turn began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wake {
+    /// As it was to. Also directly behind a late one, so that a loop that is always late has deadlines nevertheless.
+    InTime,
+    /// Later than it was to, by more than [`OVERSLEPT`].
+    Late,
 }
 
 impl<A: App> Reactor<A> {
@@ -431,7 +445,7 @@ impl<A: App> Reactor<A> {
             buffered: 0,
             mailbox: Mailbox { sender, waker },
         };
-        Ok(Reactor { core, app, poll, events: Events::with_capacity(EVENTS), inbox, signals: None })
+        Ok(Reactor { core, app, poll, events: Events::with_capacity(EVENTS), inbox, signals: None, wake: Wake::InTime })
     }
 
     /// Stops in an orderly way at SIGINT and SIGTERM.
@@ -485,14 +499,16 @@ impl<A: App> Reactor<A> {
             // mio rounds up to whole milliseconds, so that a deadline is not waited for in a circle.
             core.timers.next().map(|at| at.since(clock()))
         };
-        let mut polled = self.poll.poll(&mut self.events, timeout);
-        // Whoever was stopped for a while is interrupted when it goes on, and much may be late by then: what has come in the
-        // meantime is heard before anybody is told so.
-        while polled.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
-            polled = self.poll.poll(&mut self.events, Some(Duration::ZERO));
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => done?,
         }
-        polled?;
-        self.core.now = clock();
+        let before = core.now;
+        core.now = clock();
+        self.wake = match self.wake {
+            Wake::InTime if timeout.is_some_and(|timeout| core.now.since(before) > timeout + OVERSLEPT) => Wake::Late,
+            _ => Wake::InTime,
+        };
         Ok(())
     }
 
@@ -597,6 +613,10 @@ impl<A: App> Reactor<A> {
     }
 
     fn expire(&mut self) {
+        if self.wake == Wake::Late {
+            // The next turn comes at once, and has heard what came in the meantime.
+            return;
+        }
         let Reactor { core, app, .. } = self;
         let mut due = false;
         while let Some((at, key)) = core.timers.pop(core.now) {
