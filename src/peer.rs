@@ -78,6 +78,16 @@ pub struct Interest {
     pub write: bool,
 }
 
+/// How much of a connection the poll says is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Gone {
+    No,
+    /// The peer's bytes end; it may still take ours.
+    Half,
+    /// The connection broke.
+    Whole,
+}
+
 /// A live connection.
 #[derive(Debug)]
 pub struct Peer {
@@ -114,8 +124,8 @@ pub struct Peer {
     /// What the edge-triggered poll last said, until a read or write finds otherwise.
     readable: bool,
     writable: bool,
-    /// The poll said that the peer's bytes end, or that it is gone; they may still be unread.
-    hung_up: bool,
+    /// What the poll said of its end; what it had sent before may still be unread.
+    gone: Gone,
     /// The connection was told of its peer's end.
     eof_told: bool,
     /// The socket takes nothing more.
@@ -154,7 +164,7 @@ impl Peer {
             life: if connecting { Life::Connecting(now) } else { Life::Open },
             readable: false,
             writable: !connecting,
-            hung_up: false,
+            gone: Gone::No,
             eof_told: false,
             deaf: false,
             discarded: 0,
@@ -242,7 +252,12 @@ impl Peer {
 
     /// Whether the peer has closed its side or is gone altogether, whether or not all that it sent was read.
     pub fn has_hung_up(&self) -> bool {
-        self.hung_up || self.eof
+        self.gone != Gone::No || self.eof
+    }
+
+    /// Whether the connection broke, so that nothing reaches the peer any more.
+    pub fn is_gone(&self) -> bool {
+        self.gone == Gone::Whole
     }
 
     /// Until when it may wait for a request of which nothing has come, so that the one that has waited longest has the earliest;
@@ -274,10 +289,10 @@ impl Peer {
     }
 
     /// What the poll said.
-    pub(crate) fn ready(&mut self, readable: bool, writable: bool, hung_up: bool) {
+    pub(crate) fn ready(&mut self, readable: bool, writable: bool, gone: Gone) {
         self.readable |= readable;
         self.writable |= writable;
-        self.hung_up |= hung_up;
+        self.gone = self.gone.max(gone);
     }
 
     /// The connection stands, or could not be made.
@@ -299,7 +314,7 @@ impl Peer {
             }
             // A short read has emptied the socket: a byte more would be a new edge. Unless its end was announced with
             // them: then the end itself is still to be read.
-            Ok((_, filled)) => self.readable = filled || self.hung_up,
+            Ok((_, filled)) => self.readable = filled || self.gone != Gone::No,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

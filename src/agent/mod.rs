@@ -438,6 +438,7 @@ impl Agent {
 
 impl Side for Agent {
     const PROGRAM: &'static str = "ptth-reverse";
+    const RESETS_BACKS: bool = false;
 
     fn accepted(&mut self, _: &mut Core, _: Token, _: Door, _: &mut Vec<Order>) {}
 

@@ -98,6 +98,9 @@ pub enum BackFault {
 pub trait Side {
     /// The program's name, for pages and logs.
     const PROGRAM: &'static str;
+    /// Whether a back is reset when its exchange is cancelled: at the far end of a link, a clean end could be a half one only, and
+    /// the upstream would go on for [`half_close`](ptth_proto::limits::Deadlines::half_close) for nobody.
+    const RESETS_BACKS: bool;
 
     /// A connection was accepted at this door.
     fn accepted(&mut self, core: &mut Core, token: Token, door: Door, orders: &mut Vec<Order>);
@@ -619,11 +622,13 @@ impl<S: Side> Bridge<S> {
         let heard_all = front.conn.has_heard_all();
         // The far end of a pipe is not half there: it is gone, and with it whoever would have the answer.
         let is_pipe = front.twin != Twin::None;
+        let is_gone = front.is_gone();
         if exchange.stage == Stage::Waiting
             || is_pipe
             || heard_all && exchange.back.is_some_and(|back| !self.side.is_out(core, back))
+            || heard_all && is_gone
         {
-            // Nobody has heard of this request, and nobody is to.
+            // Nobody has heard of this request, and nobody is to; or nobody would hear the answer.
             return self.cancel(core, id, Code::VISITOR_GONE);
         }
         let Some(front) = core.peer(exchange.front) else { return };
@@ -792,6 +797,9 @@ impl<S: Side> Bridge<S> {
             Some(back) => {
                 if let Some(peer) = core.peer(back) {
                     peer.seat = Seat::Own;
+                    if S::RESETS_BACKS {
+                        peer.transport().break_on_close();
+                    }
                 }
                 core.drop_peer(back);
             }

@@ -34,7 +34,7 @@ use ptth_proto::wire::head::Head;
 use crate::net::addr::{Place, Remote};
 use crate::net::buf::Pool;
 use crate::net::{self, Transport, resolve};
-use crate::peer::{Peer, Twin};
+use crate::peer::{Gone, Peer, Twin};
 use signal::Signals;
 use slots::Slots;
 use timers::Timers;
@@ -532,8 +532,13 @@ impl<A: App> Reactor<A> {
                 }
                 token => {
                     let Some(peer) = core.peers.get_mut(token) else { continue };
-                    let gone = event.is_read_closed() || event.is_error();
-                    peer.ready(event.is_readable() || gone, event.is_writable() || event.is_write_closed(), gone);
+                    let gone = match (event.is_error(), event.is_read_closed()) {
+                        (true, _) => Gone::Whole,
+                        (false, true) => Gone::Half,
+                        (false, false) => Gone::No,
+                    };
+                    let readable = event.is_readable() || gone != Gone::No;
+                    peer.ready(readable, event.is_writable() || event.is_write_closed(), gone);
                     if peer.is_connecting() {
                         core.connect_peer(app, token);
                     } else {

@@ -248,6 +248,7 @@ fn cannot_listen(flag: &str, address: SocketAddr, error: &io::Error) -> String {
 
 impl Side for Relay {
     const PROGRAM: &'static str = "ptth-relay";
+    const RESETS_BACKS: bool = true;
 
     fn accepted(&mut self, core: &mut Core, token: Token, door: Door, orders: &mut Vec<Order>) {
         if !self.let_in(core, token, door) {

@@ -147,6 +147,29 @@ fn a_visitor_that_leaves_in_the_middle_takes_its_exchange_along() {
 }
 
 #[test]
+fn an_agent_hears_that_a_visitor_has_left_before_there_is_an_answer() {
+    // Whoever polls hears of it with the answer only.
+    if dialect() != Dialect::Flip {
+        return;
+    }
+    let (tell, told) = mpsc::channel();
+    let tell = Mutex::new(tell);
+    let upstream = Upstream::start(move |asked| {
+        asked.wire.expect_end();
+        locked(&tell).send(()).unwrap();
+        After::Close
+    });
+    let relay = Relay::start(&["--timeout", "half-close=100ms"]);
+    // The relay's end is none of a visitor that may be half there.
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &["--timeout", "half-close=1h"]);
+    let mut visitor = relay.visitor();
+    visitor.send(get("demo", "/"));
+    eventually("the request to be there", || (!upstream.requests().is_empty()).then_some(()));
+    drop(visitor);
+    told.recv_timeout(PATIENCE).unwrap();
+}
+
+#[test]
 fn a_visitor_that_leaves_in_the_middle_of_its_request_is_not_taken_at_its_word() {
     let (tell, told) = mpsc::channel();
     let tell = Mutex::new(tell);
