@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mio::Token;
 use ptth_proto::conn::{Config, Conn, Event};
@@ -18,6 +19,7 @@ use ptth_proto::error::Error;
 use ptth_proto::http::framing::Framing;
 use ptth_proto::limits::Wait;
 use ptth_proto::link::upgrade::Token as Offered;
+use ptth_proto::time::Instant;
 use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::{FieldWriter, Head};
 
@@ -111,6 +113,10 @@ const RESUME: usize = 2;
 const STANDS: usize = 3;
 const UPGRADE: usize = 4;
 
+/// What keeps an agent that has links from making more is no news when it happens again within this time: one that has used up
+/// its descriptors runs into that with each attempt.
+const NO_NEWS: Duration = Duration::from_secs(60);
+
 /// Look-up ids.
 const LOOK_UP_RELAY: usize = 0;
 const LOOK_UP_UPSTREAM: usize = 1;
@@ -143,6 +149,8 @@ pub struct Agent {
     /// What was last said of the tunnel: that it is up.
     up: bool,
     ended: Option<Ended>,
+    /// What was last said to keep an agent that has links from making more, and when that last happened.
+    said: Option<(String, Instant)>,
 }
 
 /// Starts to dial. Gives the loop to be run.
@@ -176,6 +184,7 @@ pub fn start(settings: Settings) -> Result<Reactor<Bridge<Agent>>, String> {
         announced: false,
         up: false,
         ended: None,
+        said: None,
     };
     let mut reactor =
         Reactor::new(Bridge::new(agent, access_log), config).map_err(|error| format!("no event loop: {error}"))?;
@@ -280,7 +289,11 @@ impl Agent {
             log::debug!("{reason}");
             return;
         };
-        log::warn!("{reason}; trying again in {:.1} s", pause.as_secs_f32());
+        let (now, stands) = (core.now, self.links.standing() > 0);
+        let known = self.said.as_ref().is_some_and(|(said, at)| said == reason && now.since(*at) < NO_NEWS);
+        let level = if stands && known { log::Level::Debug } else { log::Level::Warn };
+        log::log!(level, "{reason}; trying again in {:.1} s", pause.as_secs_f32());
+        self.said = stands.then(|| (reason.to_owned(), now));
         let millis = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         self.event(&serde_json::json!({ "event": "retry", "reason": reason, "in_ms": millis }));
         core.set_timer(pause, DIAL);
