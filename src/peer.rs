@@ -246,7 +246,12 @@ impl Peer {
         self.life == Life::Dead
     }
 
+    /// It ends without another word. A peer that lacks some is to see that: in a tunnel, and in a body that ends with its
+    /// connection, an end like any other would make what it has the whole.
     pub(crate) fn die(&mut self) {
+        if !self.output.is_empty() {
+            self.transport.break_on_close();
+        }
         self.life = Life::Dead;
     }
 
@@ -446,4 +451,30 @@ fn most_input(config: &Config) -> usize {
     let limits = config.limits.of_link();
     // Whatever has to be whole before it is understood fits, and a byte more, which shows that it is too long.
     limits.head.max(limits.buffer).max(limits.trailers).max(limits.chunk_line) + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{ErrorKind, Read};
+    use std::net::{Ipv4Addr, TcpListener};
+
+    /// What the other end hears when a peer dies that still had this to say.
+    fn last_words(unsent: &[u8]) -> io::Result<usize> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut other = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, address) = listener.accept().unwrap();
+        let (transport, now) = (Transport::Tcp(mio::net::TcpStream::from_std(stream)), Instant::default());
+        let mut peer = Peer::new(transport, Remote::Ip(address), Conn::tunnel(now), false, now);
+        peer.output.vec().extend_from_slice(unsent);
+        peer.die();
+        drop(peer);
+        other.read(&mut [0; 10])
+    }
+
+    #[test]
+    fn what_was_not_sent_is_seen_to_lack() {
+        assert_eq!(last_words(b"").unwrap(), 0);
+        assert_eq!(last_words(b"more").unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
 }
