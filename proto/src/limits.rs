@@ -70,7 +70,8 @@ named_numbers! {
         /// Those of one address; of IPv6, of one /64, which is what a household gets. A load test passes, and an office behind one
         /// address; and no machine takes everything.
         address_connections = "address-connections", 4096, "connections of one address (429 beyond)";
-        /// Connections beyond either number that are let in to be told so. Those beyond that are closed without a word.
+        /// Connections beyond either number that are let in to be told so: each has the time of [`Deadlines::linger`] to say what it
+        /// wants, for it may be an agent's. Those beyond that are closed without a word.
         surplus = "surplus", 256, "connections too many that are told so";
         /// Requests of one tunnel that are under way, waiting or with a link: twice its links.
         tunnel_requests = "tunnel-requests", 8192, "requests of a tunnel under way (503 beyond)";

@@ -309,3 +309,24 @@ fn the_same_tunnel_serves_http_beside_it() {
     assert_eq!(client.send(get("whoever", "/")).response("GET").text(), "fine");
     assert_eq!(relay.get("demo", "/").text(), "fine");
 }
+
+#[test]
+fn a_connection_too_many_is_closed() {
+    let (relay, port) = relay(&["--limit", "connections=1", "-v"]);
+    // Until a link is turned, it is a visitor's connection like any other.
+    let _agent = Agent::start(&relay, "demo", &serve(echo), &["--links", "8..8"]);
+    relay.log().wait_for_count(7, "tunnel `demo`: another link");
+    let mut first = Wire::connect(port);
+    assert_eq!(first.send("here").raw(4), b"here");
+    Wire::connect(port).expect_end();
+    relay.log().wait_for("--limit connections");
+    assert_eq!(first.send("still").raw(5), b"still");
+    // Its place is free for another when it has gone.
+    first.shut();
+    assert_eq!(first.raw(7), b"the end");
+    eventually("room for another", || {
+        let mut next = Wire::connect(port);
+        let sent = next.try_send("next").is_ok();
+        (sent && next.piece().as_deref() == Some(b"next")).then_some(())
+    });
+}
