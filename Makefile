@@ -1,5 +1,5 @@
 # Each target is one line to use; `make help` lists them.
-.PHONY: help run test check fmt bench interop chaos fixtures fuzz deny install clean
+.PHONY: help run test check fmt bench interop desync chaos fixtures fuzz deny install clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -33,6 +33,11 @@ bench: ## Compare with the origin alone, nginx, bore, rathole and ptth, side by 
 interop: ## Let programs that nobody here wrote talk to ours (installs them with npm and cargo)
 	cargo build
 	tests/interop/run.sh
+	tests/desync/run.sh
+
+desync: ## Feed what could be read in two ways through a tunnel to nginx, Node and Python, and odd answers back
+	cargo build
+	tests/desync/run.sh
 
 chaos: ## Stop, kill and starve programs, break wires, let visitors leave: every request is accounted for (ten minutes)
 	cargo build --release
