@@ -3,7 +3,7 @@
 
     interop.py [--programs FOLDER] [--modules FOLDER] [--ptth FOLDER] [PART…]
 
-Parts: npm, comet, ptth, streaming. A part whose programs are not there is skipped, and said to be.
+Parts: npm, comet, ptth, streaming, git. A part whose programs are not there is skipped, and said to be.
 """
 import argparse
 import pathlib
@@ -12,13 +12,14 @@ import signal
 import sys
 
 import comet
+import git
 import npm
 import ptth
 import second_life
 import streaming
 from checks import Checks
 
-PARTS = ["npm", "comet", "ptth", "streaming"]
+PARTS = ["npm", "comet", "ptth", "streaming", "git"]
 COLUMNS = {"our-agent": ptth.OUR_AGENT, "our-relay": ptth.OUR_RELAY, "real": ptth.REAL}
 
 
@@ -41,6 +42,10 @@ def arguments():
     return options
 
 
+def has(options, module):
+    return options.modules is not None and (options.modules / module / "package.json").exists()
+
+
 def main():
     options = arguments()
     relay, agent = options.programs / "ptth-relay", options.programs / "ptth-reverse"
@@ -50,22 +55,27 @@ def main():
         signal.signal(number, lambda *_: sys.exit(143))
     for part in options.parts or PARTS:
         if part == "npm":
-            if options.modules:
+            if has(options, "reverse-http"):
                 npm.play(relay, options.modules, checks, also=[second_life.play])
             else:
                 checks.skip("npm", "reverse-http is not installed")
         elif part == "comet":
             comet.play(relay, agent, checks)
-        elif part == "streaming":
-            if shutil.which("node"):
-                streaming.play(relay, agent, checks)
-            else:
-                checks.skip("streaming", "node is not installed")
         elif part == "ptth":
             if options.ptth:
                 ptth.play(relay, agent, options.ptth, checks, options.columns, options.case)
             else:
                 checks.skip("ptth", "ptth_relay and ptth_server are not installed")
+        elif part == "streaming":
+            if shutil.which("node"):
+                streaming.play(relay, agent, checks)
+            else:
+                checks.skip("streaming", "node is not installed")
+        elif part == "git":
+            if shutil.which("git"):
+                git.play(relay, agent, checks)
+            else:
+                checks.skip("git", "git is not installed")
     sys.exit(checks.end())
 
 

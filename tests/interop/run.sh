@@ -1,13 +1,15 @@
 #!/bin/sh
 # Lets programs that we did not write talk to ours: npm's reverse-http and the transcript of 2008 (part npm), curl as an
-# agent and a relay written after the page of 2008 (part comet), the ptth relay and server (part ptth), and Node, curl and
-# Python's server at either end of a tunnel (part streaming).
+# agent and a relay written after the page of 2008 (part comet), and the ptth relay and server (part ptth). Then it has other
+# people's clients and servers talk to each other through both of ours: Node, curl and Python's server (part streaming),
+# git over HTTP (part git).
 #
 #     tests/interop/run.sh [--programs FOLDER] [--columns our-agent,our-relay,real] [--case WORDS] [PART…]
 #
-# Needs python3 and curl, node for npm and streaming, npm for npm, cargo for ptth, and our programs: the newer ones of target/release and
-# target/debug, unless --programs names their folder. What else a part needs is installed; where that fails, the part
-# is skipped, and that is said. One line for each check, a table for ptth; the last one is `N passed, N failed`.
+# Needs python3 and curl, node for npm and streaming, npm for npm, cargo for ptth, and our programs: the newer ones of
+# target/release and target/debug, unless --programs names their folder. What else a part needs is installed, Debian's
+# packages with apt-get if this is root; where that fails, the part is skipped, and that is said. One line for each check, a
+# table for ptth; the last one is `N passed, N failed`.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -27,29 +29,61 @@ for program in ptth-relay ptth-reverse; do
     fi
 done
 
-# Is this part asked for? All are when none is named.
+# Is one of these parts asked for? All are when none is named.
 wanted() {
-    case " $parts " in *" npm "* | *" comet "* | *" ptth "* | *" streaming "*) ;; *) return 0 ;; esac
-    case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac
+    named=no
+    for word in $parts; do
+        for part in npm comet ptth streaming git; do
+            [ "$word" != "$part" ] || named=yes
+        done
+        for part in "$@"; do
+            [ "$word" != "$part" ] || return 0
+        done
+    done
+    [ "$named" = no ]
 }
 
 loudly() {
     echo "######## $* ########" >&2
 }
 
+# has MODULE VERSION: is npm's module there, in this version?
+has() {
+    grep -qs "\"version\": \"$2\"" "target/interop/node_modules/$1/package.json"
+}
+
+# debian PROGRAM PACKAGE: installs Debian's package unless its program is there. What it would start by itself is not.
+debian() {
+    PATH="$PATH:/usr/sbin" command -v "$1" >/dev/null && return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        [ -n "${updated-}" ] || apt-get update -q >&2 || true
+        updated=yes
+        policy=/usr/sbin/policy-rc.d
+        if [ -e "$policy" ]; then
+            policy=
+        else
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod +x "$policy"
+        fi
+        status=0
+        DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$2" >&2 || status=$?
+        [ -z "$policy" ] || rm -f "$policy"
+        [ "$status" != 0 ] || return 0
+    fi
+    loudly "$2 can't be installed: what needs it is skipped"
+}
+
 parts="$*"
 if wanted npm; then
-    version=1.3.0
-    modules=target/interop/node_modules
-    if ! grep -qs "\"version\": \"$version\"" "$modules/reverse-http/package.json"; then
+    if ! has reverse-http 1.3.0; then
         mkdir -p target/interop
-        npm install --prefix target/interop --no-save --no-audit --no-fund "reverse-http@$version" >&2 || true
+        npm install --prefix target/interop --no-save --no-audit --no-fund reverse-http@1.3.0 >&2 ||
+            loudly "npm's reverse-http can't be installed: what needs it is skipped"
     fi
-    if [ -e "$modules/reverse-http/package.json" ]; then
-        set -- --modules "$modules" "$@"
-    else
-        loudly "npm's reverse-http can't be installed: what needs it is skipped"
-    fi
+    set -- --modules target/interop/node_modules "$@"
+fi
+if wanted git; then
+    debian git git
 fi
 if wanted ptth; then
     if tools=$(tests/interop/setup-ptth.sh); then
