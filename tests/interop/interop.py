@@ -1,32 +1,36 @@
 #!/usr/bin/env python3
 """Programs of other people against ours. `run.sh` installs what this needs, and starts it.
 
-    interop.py [--programs FOLDER] [--modules FOLDER] [--ptth FOLDER] [PART…]
+    interop.py [--programs FOLDER] [--modules FOLDER] [--python FOLDER] [--ptth FOLDER] [PART…]
 
-Parts: npm, comet, ptth, streaming, git. A part whose programs are not there is skipped, and said to be.
+Parts: npm, comet, ptth, streaming, websocket, browser, git. A part whose programs are not there is skipped, and said to be.
 """
 import argparse
+import importlib.metadata
 import pathlib
 import shutil
 import signal
 import sys
 
+import browser
 import comet
 import git
 import npm
 import ptth
 import second_life
 import streaming
+import websocket
 from checks import Checks
 
-PARTS = ["npm", "comet", "ptth", "streaming", "git"]
+PARTS = ["npm", "comet", "ptth", "streaming", "websocket", "browser", "git"]
 COLUMNS = {"our-agent": ptth.OUR_AGENT, "our-relay": ptth.OUR_RELAY, "real": ptth.REAL}
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--programs", type=pathlib.Path, required=True, help="where ptth-relay and ptth-reverse are")
-    parser.add_argument("--modules", type=pathlib.Path, help="node_modules with reverse-http")
+    parser.add_argument("--modules", type=pathlib.Path, help="node_modules with reverse-http, ws and vite")
+    parser.add_argument("--python", type=pathlib.Path, help="where Python's websockets is")
     parser.add_argument("--ptth", type=pathlib.Path, help="where ptth_relay and ptth_server are")
     names = ",".join(COLUMNS)
     parser.add_argument("--columns", default=names, help=f"ptth: some of the table's columns {names} (default: all)")
@@ -44,6 +48,14 @@ def arguments():
 
 def has(options, module):
     return options.modules is not None and (options.modules / module / "package.json").exists()
+
+
+def library(options):
+    """Python's websockets with its version, once it can be imported."""
+    if options.python is None:
+        return None
+    sys.path.append(str(options.python))
+    return f"websockets {importlib.metadata.version('websockets')}"
 
 
 def main():
@@ -71,6 +83,17 @@ def main():
                 streaming.play(relay, agent, checks)
             else:
                 checks.skip("streaming", "node is not installed")
+        elif part == "websocket":
+            if has(options, "ws"):
+                websocket.play(relay, agent, options.modules, library(options), checks)
+            else:
+                checks.skip("websocket", "npm's ws is not installed")
+        elif part == "browser":
+            chromium = shutil.which("chromium")
+            if chromium and has(options, "ws"):
+                browser.play(relay, agent, chromium, options.modules, checks)
+            else:
+                checks.skip("browser", "chromium or npm's ws is not installed")
         elif part == "git":
             if shutil.which("git"):
                 git.play(relay, agent, checks)

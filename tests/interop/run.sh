@@ -2,11 +2,13 @@
 # Lets programs that we did not write talk to ours: npm's reverse-http and the transcript of 2008 (part npm), curl as an
 # agent and a relay written after the page of 2008 (part comet), and the ptth relay and server (part ptth). Then it has other
 # people's clients and servers talk to each other through both of ours: Node, curl and Python's server (part streaming),
-# git over HTTP (part git).
+# npm's ws and Python's websockets (part websocket),
+# Chromium (part browser), git over HTTP (part git).
 #
 #     tests/interop/run.sh [--programs FOLDER] [--columns our-agent,our-relay,real] [--case WORDS] [PART…]
 #
-# Needs python3 and curl, node for npm and streaming, npm for npm, cargo for ptth, and our programs: the newer ones of
+# Needs python3 and curl, node for streaming, node and npm for npm, websocket and
+# browser, cargo for ptth, and our programs: the newer ones of
 # target/release and target/debug, unless --programs names their folder. What else a part needs is installed, Debian's
 # packages with apt-get if this is root; where that fails, the part is skipped, and that is said. One line for each check, a
 # table for ptth; the last one is `N passed, N failed`.
@@ -33,7 +35,7 @@ done
 wanted() {
     named=no
     for word in $parts; do
-        for part in npm comet ptth streaming git; do
+        for part in npm comet ptth streaming websocket browser git; do
             [ "$word" != "$part" ] || named=yes
         done
         for part in "$@"; do
@@ -74,13 +76,27 @@ debian() {
 }
 
 parts="$*"
-if wanted npm; then
-    if ! has reverse-http 1.3.0; then
+if wanted npm websocket browser; then
+    # All in one go: npm takes away what an earlier one without --save put there.
+    if ! has reverse-http 1.3.0 || ! has ws 8.23.0 || ! has vite 5.4.21; then
         mkdir -p target/interop
-        npm install --prefix target/interop --no-save --no-audit --no-fund reverse-http@1.3.0 >&2 ||
-            loudly "npm's reverse-http can't be installed: what needs it is skipped"
+        npm install --prefix target/interop --no-save --no-audit --no-fund reverse-http@1.3.0 ws@8.23.0 vite@5.4.21 >&2 ||
+            loudly "npm's reverse-http, ws and vite can't be installed: what needs them is skipped"
     fi
     set -- --modules target/interop/node_modules "$@"
+fi
+if wanted websocket; then
+    if [ ! -e target/interop/python/websockets-15.0.1.dist-info ]; then
+        python3 -m pip install --quiet --upgrade --target target/interop/python websockets==15.0.1 >&2 || true
+    fi
+    if [ -e target/interop/python/websockets ]; then
+        set -- --python target/interop/python "$@"
+    else
+        loudly "Python's websockets can't be installed: what needs it is skipped"
+    fi
+fi
+if wanted browser; then
+    debian chromium chromium
 fi
 if wanted git; then
     debian git git
