@@ -30,7 +30,7 @@ bench: ## Compare with the origin alone, nginx, bore, rathole and ptth, side by 
 	cargo build --release
 	python3 benches/tunnels.py --all --write
 
-interop: ## Let programs that nobody here wrote talk to ours (installs them with npm and cargo)
+interop: ## Let programs that nobody here wrote talk to ours and through ours (installs them: npm, pip, cargo, apt-get)
 	cargo build
 	tests/interop/run.sh
 	tests/desync/run.sh

@@ -3,7 +3,7 @@
 
     interop.py [--programs FOLDER] [--modules FOLDER] [--python FOLDER] [--ptth FOLDER] [PART…]
 
-Parts: npm, comet, ptth, streaming, websocket, browser, git. A part whose programs are not there is skipped, and said to be.
+Parts: npm, comet, ptth, streaming, websocket, browser, git, tcp. A part whose programs are not there is skipped, and said to be.
 """
 import argparse
 import importlib.metadata
@@ -19,10 +19,11 @@ import npm
 import ptth
 import second_life
 import streaming
+import tcp
 import websocket
 from checks import Checks
 
-PARTS = ["npm", "comet", "ptth", "streaming", "websocket", "browser", "git"]
+PARTS = ["npm", "comet", "ptth", "streaming", "websocket", "browser", "git", "tcp"]
 COLUMNS = {"our-agent": ptth.OUR_AGENT, "our-relay": ptth.OUR_RELAY, "real": ptth.REAL}
 
 
@@ -99,6 +100,8 @@ def main():
                 git.play(relay, agent, checks)
             else:
                 checks.skip("git", "git is not installed")
+        elif part == "tcp":
+            tcp.play(relay, agent, checks)
     sys.exit(checks.end())
 
 

@@ -1,17 +1,16 @@
 #!/bin/sh
 # Lets programs that we did not write talk to ours: npm's reverse-http and the transcript of 2008 (part npm), curl as an
 # agent and a relay written after the page of 2008 (part comet), and the ptth relay and server (part ptth). Then it has other
-# people's clients and servers talk to each other through both of ours: Node, curl and Python's server (part streaming),
-# npm's ws and Python's websockets (part websocket),
-# Chromium (part browser), git over HTTP (part git).
+# people's clients and servers talk to each other through both of ours: Node, curl and Python's server (part streaming), npm's
+# ws and Python's websockets (part websocket), Chromium (part browser), git over HTTP (part git), ssh, PostgreSQL and Redis
+# over TCP (part tcp).
 #
 #     tests/interop/run.sh [--programs FOLDER] [--columns our-agent,our-relay,real] [--case WORDS] [PART…]
 #
-# Needs python3 and curl, node for streaming, node and npm for npm, websocket and
-# browser, cargo for ptth, and our programs: the newer ones of
-# target/release and target/debug, unless --programs names their folder. What else a part needs is installed, Debian's
-# packages with apt-get if this is root; where that fails, the part is skipped, and that is said. One line for each check, a
-# table for ptth; the last one is `N passed, N failed`.
+# Needs python3 and curl, node for streaming, node and npm for npm, websocket and browser, cargo for ptth, and our programs:
+# the newer ones of target/release and target/debug, unless --programs names their folder. What else a part needs is
+# installed, Debian's packages with apt-get if this is root; where that fails, the part is skipped, and that is said. One line
+# for each check, a table for ptth; the last one is `N passed, N failed`.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -35,7 +34,7 @@ done
 wanted() {
     named=no
     for word in $parts; do
-        for part in npm comet ptth streaming websocket browser git; do
+        for part in npm comet ptth streaming websocket browser git tcp; do
             [ "$word" != "$part" ] || named=yes
         done
         for part in "$@"; do
@@ -100,6 +99,12 @@ if wanted browser; then
 fi
 if wanted git; then
     debian git git
+fi
+if wanted tcp; then
+    debian ssh openssh-client
+    debian sshd openssh-server
+    debian redis-server redis-server
+    ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || debian postgres postgresql
 fi
 if wanted ptth; then
     if tools=$(tests/interop/setup-ptth.sh); then
