@@ -4,7 +4,7 @@ import pathlib
 import re
 import tempfile
 
-from checks import same, that
+from checks import same
 from chromium import Chromium
 from programs import until
 from tunnel import Tunnel

@@ -1,5 +1,7 @@
 """Children of ours: started, listened to, and ended by their ids."""
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -91,6 +93,11 @@ class Started:
 def plain(line):
     """Without what colours it."""
     return re.sub(r"\x1b\[[0-9;]*m", "", line)
+
+
+def which(program):
+    """Where it is; servers are not in everybody's path."""
+    return shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin")
 
 
 def free_port():

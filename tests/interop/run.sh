@@ -93,6 +93,7 @@ if wanted websocket; then
     else
         loudly "Python's websockets can't be installed: what needs it is skipped"
     fi
+    debian nginx nginx
 fi
 if wanted browser; then
     debian chromium chromium

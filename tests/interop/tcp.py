@@ -17,7 +17,7 @@ import threading
 import time
 
 from checks import Failed, same, that
-from programs import HOST, Started, accepts, free_port, listening, until
+from programs import HOST, Started, accepts, free_port, listening, until, which
 from visitors import pattern, sha256
 
 MIB = 1 << 20
@@ -446,10 +446,6 @@ def by_redis(tunnels, folder, checks):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def which(program):
-    return shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin")
 
 
 def run(command, seconds=60, **more):

@@ -9,7 +9,7 @@ import socket
 import tempfile
 
 from checks import same, that
-from programs import until
+from programs import HOST, accepts, free_port, until, which
 from tunnel import Tunnel
 from upstream import Upstream
 from visitors import Visitor, pattern
@@ -125,6 +125,52 @@ def refused_and_kept(tunnel, web, checks):
             upstream.stop()
 
 
+NGINX = """
+daemon off;
+pid {folder}/pid;
+error_log {folder}/errors;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/bodies;
+    proxy_temp_path {folder}/answers;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    map $http_upgrade $goes_on {{ default upgrade; "" close; }}
+    server {{
+        listen {host}:{port};
+        location / {{
+            proxy_pass http://{host}:{relay};
+            proxy_http_version 1.1;
+            proxy_set_header Host $http_host;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $goes_on;
+            proxy_buffering off;
+        }}
+    }}
+}}
+"""
+
+
+def behind_nginx(relay, agent, modules, checks):
+    """As a relay stands on the internet that needs TLS: visitors and agents alike come through a proxy."""
+    title = "websocket, nginx in front"
+    with tempfile.TemporaryDirectory() as folder, Tunnel(relay, agent) as tunnel:
+        with checks.check(f"{title}: the tunnel stands"):
+            web = Web(tunnel, modules)
+            tunnel.begin_relay("--trust-forwarded", HOST)
+            port = free_port()
+            config = pathlib.Path(folder, "nginx.conf")
+            config.write_text(NGINX.format(folder=folder, host=HOST, port=port, relay=tunnel.address[1]))
+            tunnel.start([which("nginx"), "-c", config, "-p", folder, "-e", f"{folder}/errors"])
+            tunnel.address = HOST, port
+            until("nginx listens", lambda: accepts(tunnel.address))
+            tunnel.begin_agent(web.port)
+        if tunnel.agent:
+            by_node(tunnel, web, title, checks)
+
+
 def by_polls(relay, agent, modules, checks):
     """A link that is a queue of messages has no word for it."""
     for dialect, path in (("comet", ""), ("ptth-relay", "7ZSFUKGV")):
@@ -199,4 +245,8 @@ def play(relay, agent, modules, library, checks):
             tunnel.open(web.port, ["--workers", "3"])
         if tunnel.agent:
             by_node(tunnel, web, "websocket, npm's ws, three workers", checks)
+    if which("nginx"):
+        behind_nginx(relay, agent, modules, checks)
+    else:
+        checks.skip("websocket, nginx in front", "nginx is not installed")
     by_polls(relay, agent, modules, checks)
