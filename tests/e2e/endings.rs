@@ -186,6 +186,9 @@ fn a_visitor_that_leaves_in_the_middle_of_its_request_is_not_taken_at_its_word()
     for (round, part) in (1..).zip(parts) {
         let mut visitor = relay.visitor();
         visitor.send(format!("POST / HTTP/1.1\r\nHost: demo.localhost\r\n{part}"));
+        if carries(Part::ComingRequest) {
+            eventually("the request to be there", || (upstream.requests().len() == round).then_some(()));
+        }
         drop(visitor);
         if !carries(Part::ComingRequest) {
             // It does not even hear of it.

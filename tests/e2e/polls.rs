@@ -223,7 +223,7 @@ fn a_relay_that_does_not_hold_polls_is_not_asked_in_a_circle() {
 fn a_poll_is_held_as_long_as_the_relay_likes() {
     // However little patience there is with the upstream.
     let (upstream, _go) = slow();
-    let relay = by_hand("comet", &upstream, &["--timeout", "answer=100ms"]);
+    let relay = by_hand("comet", &upstream, &["--timeout", "answer=500ms"]);
     let (mut held, mut other) = (relay.polling(), relay.polling());
     for _ in 0..3 {
         other.send(ask("slow", "/slow"));
