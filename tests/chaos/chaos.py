@@ -10,8 +10,10 @@ import asyncio
 import pathlib
 import random
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 import time
 
 import scenarios  # It also finds the modules of tests/interop.
@@ -59,7 +61,8 @@ def main():
 
 def play(options, name, checks):
     begun = time.monotonic()
-    again = f"to repeat it: tests/chaos/run.sh --seed {options.seed} {name}"
+    options.folder = pathlib.Path(tempfile.mkdtemp(prefix="ptth-chaos-"))
+    again = f"to repeat it: tests/chaos/run.sh --seed {options.seed} {name}; the logs are in {options.folder}"
     try:
         figures, wrong = asyncio.run(NAMES[name](options))
     except Exception as error:
@@ -68,6 +71,7 @@ def play(options, name, checks):
         checks.say(f"        {line}")
     title = f"{name} ({time.monotonic() - begun:.0f} s): {NAMES[name].__doc__}"
     if not wrong:
+        shutil.rmtree(options.folder)
         return checks.succeed(title)
     lines = [*wrong[:LINES], f"{len(wrong)} in all; {again}"]
     return checks.fail("\n        ".join([title, *lines]))

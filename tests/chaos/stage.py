@@ -5,10 +5,8 @@ import dataclasses
 import os
 import pathlib
 import resource
-import shutil
 import signal
 import sys
-import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = pathlib.Path(__file__).resolve().parent
@@ -98,7 +96,8 @@ class Stage:
 
     def __init__(self, options, name):
         self.options, self.name = options, name
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix=f"ptth-chaos-{name}-"))
+        self.folder = options.folder / name
+        self.folder.mkdir()
         self.clock = asyncio.get_running_loop().time
         self.books = Books(self.clock, name)
         self.rng = options.rng(name)
@@ -115,10 +114,6 @@ class Stage:
             with contextlib.suppress(ProcessLookupError):
                 node.program.kill()
             (self.folder / f"{node.name}.log").write_text("\n".join(node.lines()) + "\n")
-
-    def forget(self):
-        """Nobody needs the logs."""
-        shutil.rmtree(self.folder)
 
     async def start(self, agents=("alpha", "alpha", "beta"), relay_timeouts=(), agent_timeouts=(), **more):
         """All programs, then visitors without any fault, so that each has grown to its size, and a look at it."""
