@@ -1,7 +1,10 @@
 //! One connection and any bytes: however they are cut, it is the same conversation.
 
+use std::mem;
+
 use ptth_proto::conn::{Body, Config, Conn, Event};
 use ptth_proto::error::{Error, Fault};
+use ptth_proto::http::tunnel;
 use ptth_proto::limits::{Limits, Wait};
 use ptth_proto::link::upgrade::Token;
 use ptth_proto::role::Role;
@@ -13,7 +16,7 @@ use crate::sound;
 const NOW: Instant = Instant::from_micros(0);
 
 /// How many connections the first byte can choose from: those of [`connection`].
-pub(crate) const STARTS: u8 = 17;
+pub(crate) const STARTS: u8 = 22;
 
 /// Added to the first byte: limits so low that a short input reaches them.
 pub(crate) const LOW_LIMITS: u8 = 0x80;
@@ -47,6 +50,8 @@ enum Manner {
     Refuses,
     /// A server that answers as soon as it has heard the head.
     Early,
+    /// A server that takes every offer to switch protocols.
+    Switches,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -77,7 +82,12 @@ fn connection(start: u8, out: &mut Vec<u8>) -> (Conn, Manner) {
         13 => return (agent(b"HTTP/1.1 101 \r\nUpgrade: PTTH/1.0\r\n\r\n"), Manner::Early),
         14 => agent(b"HTTP/1.1 101 \nUpgrade: PTTH/1.0\n\n"),
         15 => Conn::link(Role::Server, NOW),
-        _ => asked(Conn::link(Role::Client, NOW), (b"GET", b"/"), out),
+        16 => asked(Conn::link(Role::Client, NOW), (b"GET", b"/"), out),
+        17 => switching(Conn::client(NOW), out),
+        18 => switching(relay(""), out),
+        19 => asked(relay(""), (b"CONNECT", b"a.example:443"), out),
+        20 => return (Conn::server(NOW), Manner::Switches),
+        _ => Conn::tunnel(NOW),
     };
     (conn, Manner::Plain)
 }
@@ -92,6 +102,18 @@ fn asked(mut conn: Conn, start: (&[u8], &[u8]), out: &mut Vec<u8>) -> Conn {
 /// It is in the middle of a request's body.
 fn asking(mut conn: Conn, out: &mut Vec<u8>) -> Conn {
     conn.send_request(NOW, out, (b"POST", b"/"), Body::Stream, |_| {}).unwrap();
+    conn
+}
+
+/// It has asked, and offered to go on with another protocol.
+fn switching(mut conn: Conn, out: &mut Vec<u8>) -> Conn {
+    let sent = conn.send_request(NOW, out, (b"GET", b"/"), Body::None, |writer| {
+        writer.field("Connection", "Upgrade");
+        writer.field("Upgrade", "websocket");
+    });
+    sent.unwrap();
+    conn.send_end(NOW, None, out).unwrap();
+    conn.offer_switch().unwrap();
     conn
 }
 
@@ -126,6 +148,7 @@ fn converse(start: u8, input: &[u8], stops: &[usize], mut piece: impl FnMut() ->
         config.limits = Limits { head: 200, fields: 5, chunk_line: 12, trailers: 40, ..Limits::default() };
     }
     let (mut conn, manner) = connection((start & !LOW_LIMITS) % STARTS, &mut log.out);
+    let mut offered = false;
     let (mut used, mut there) = (0, 0);
     loop {
         let wanted = conn.wants_read();
@@ -145,6 +168,15 @@ fn converse(start: u8, input: &[u8], stops: &[usize], mut piece: impl FnMut() ->
                 if matches!(event, Event::Offer(_)) && manner != Manner::Plain {
                     log.offers.push(there);
                 }
+                if let Event::Request(framing) = event {
+                    offered = tunnel::offered(&head, framing).next().is_some();
+                }
+                // One that is not kept offers nothing.
+                let ended = matches!(event, Event::End { .. });
+                let manner = match ended && mem::take(&mut offered) && conn.offer_switch().is_ok() {
+                    false if manner == Manner::Switches => Manner::Plain,
+                    _ => manner,
+                };
                 react(&mut conn, manner, &event, &mut log);
             }
             None if n == 0 && there == input.len() => break,
@@ -161,11 +193,14 @@ fn converse(start: u8, input: &[u8], stops: &[usize], mut piece: impl FnMut() ->
         && let Some(event) = conn.timeout(at, Wait::Quiet)
     {
         note(&mut log, &event, &head);
-        react(&mut conn, manner, &event, &mut log);
+        react(&mut conn, Manner::Plain, &event, &mut log);
         sound(&conn, &config);
     }
     match conn.eof(NOW, log.left) {
-        Ok(Some(event)) => note(&mut log, &event, &head),
+        Ok(Some(event)) => {
+            note(&mut log, &event, &head);
+            react(&mut conn, Manner::Plain, &event, &mut log);
+        }
         Ok(None) => {}
         Err(error) => fail(&mut conn, error, &mut log),
     }
@@ -203,6 +238,16 @@ fn react(conn: &mut Conn, manner: Manner, event: &Event<'_>, log: &mut Log) {
         }
         Event::Offer(_) if manner != Manner::Plain => answer(conn, log),
         Event::Request(_) if manner == Manner::Early => answer(conn, log),
+        Event::End { .. } if manner == Manner::Switches => {
+            conn.send_switch(NOW, &mut log.out, |writer| writer.field("Upgrade", "websocket")).unwrap();
+        }
+        // In a tunnel the peer gets back what it says.
+        Event::Data(data) if conn.is_tunnel() && conn.is_speaking() => {
+            conn.send_data(NOW, data, &mut log.out).unwrap();
+        }
+        Event::End { .. } if conn.is_tunnel() && conn.is_speaking() => {
+            conn.send_end(NOW, None, &mut log.out).unwrap();
+        }
         Event::End { .. } if conn.can_respond() && conn.has_heard_all() => answer(conn, log),
         Event::End { .. } if conn.role() == Some(Role::Client) && conn.is_idle() => ask(conn, log),
         _ => {}

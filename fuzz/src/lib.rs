@@ -8,6 +8,7 @@
 mod bytes;
 mod messages;
 mod ops;
+mod pair;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -15,6 +16,7 @@ mod values;
 pub use bytes::conn_bytes;
 pub use messages::{comet, packed};
 pub use ops::conn_ops;
+pub use pair::pair;
 pub use values::{chunk, head, upgrade};
 
 use ptth_proto::conn::{Config, Conn};
@@ -26,6 +28,10 @@ fn sound(conn: &Conn, config: &Config) {
     }
     if conn.is_idle() {
         assert!(conn.role().is_some() && conn.wants_read() && !conn.is_speaking());
+    }
+    if conn.is_tunnel() {
+        assert!(conn.role().is_none() && !conn.can_respond() && !conn.is_idle() && !conn.is_link());
+        assert!(conn.is_half_closed() == (!conn.is_speaking() && !conn.has_heard_all()));
     }
     // It is waited for us or for the peer, and for the peer not for ever.
     let ours = conn.closing().is_some() || conn.is_idle() || conn.is_speaking() || conn.can_respond();

@@ -12,18 +12,20 @@ use std::{env, fs, iter};
 use ptth_proto::wire::message::from_base64;
 
 use crate::bytes::{LOW_LIMITS, STARTS};
+use crate::pair::OPERATIONS;
 use common::messages::Block;
 use common::random::Random;
 use common::{Side, escape};
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 7] = [
+const TARGETS: [Target; 8] = [
     ("head", crate::head),
     ("chunk", crate::chunk),
     ("upgrade", crate::upgrade),
     ("conn_bytes", crate::conn_bytes),
     ("conn_ops", crate::conn_ops),
+    ("pair", crate::pair),
     ("comet", crate::comet),
     ("packed", crate::packed),
 ];
@@ -129,6 +131,10 @@ fn every_fixture_and_what_chance_makes_of_it() {
                     let length = random.below(200);
                     operations(&mut random, length)
                 }
+                "pair" => {
+                    let length = random.below(200);
+                    steps(&mut random, length)
+                }
                 "comet" | "packed" => mutated(seeds, PIECES, &mut random),
                 _ => mutated(seeds, WORDS, &mut random),
             };
@@ -166,6 +172,10 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "conn_ops" => {
             let mut random = Random::new(0);
             seeds.extend((0..100).map(|length| operations(&mut random, length)));
+        }
+        "pair" => {
+            let mut random = Random::new(0);
+            seeds.extend((0..200).map(|length| steps(&mut random, length)));
         }
         "conn_bytes" => {
             for bytes in conversations() {
@@ -243,6 +253,18 @@ fn operations(random: &mut Random, length: usize) -> Vec<u8> {
         if random.once_in(2) {
             bytes.extend([8 << 1 | side, 0]);
         }
+    }
+    bytes
+}
+
+/// Steps of visitors, relay, agent and upstream: what was said often goes on by itself, and seldom anything breaks.
+fn steps(random: &mut Random, length: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let faults = random.once_in(2);
+    for _ in 0..length {
+        let what = random.below(if faults { usize::from(OPERATIONS) } else { 17 }) as u8;
+        bytes.push(what);
+        bytes.extend(random.bytes(2));
     }
     bytes
 }
