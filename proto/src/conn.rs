@@ -287,10 +287,12 @@ impl Conn {
         self.http().is_some_and(|http| http.exchange.is_kept())
     }
 
-    /// Whether a final response can still be sent: none was begun.
+    /// Whether a final response can still be sent: none was begun. Not to half a head on a link of which we have said that it goes.
     pub fn can_respond(&self) -> bool {
-        self.http()
-            .is_some_and(|http| http.role == Role::Server && matches!(http.ours(), Phase::Answering | Phase::Idle))
+        !self.is_leaving()
+            && self
+                .http()
+                .is_some_and(|http| http.role == Role::Server && matches!(http.ours(), Phase::Answering | Phase::Idle))
     }
 
     /// Takes bytes from the peer. Gives how many of them are done with, and what they said. A head or trailers are put into

@@ -242,6 +242,17 @@ fn nothing_else_may_come_on_an_idle_link() {
 }
 
 #[test]
+fn half_a_request_that_crosses_the_agents_leave_gets_no_answer() {
+    let now = Instant::default();
+    let (mut agent, _) = turned(now, true);
+    agent.conn.leave(now, &mut agent.out);
+    agent.input = b"GET / HT".to_vec();
+    assert!(agent.hear_all(now).is_empty());
+    assert_eq!(agent.deadline(now), Some((SECOND * 10, Wait::Head)));
+    assert!(!agent.conn.can_respond());
+}
+
+#[test]
 fn an_agent_in_the_middle_of_something_leaves_behind_it() {
     let now = Instant::default();
     for ours in [true, false] {
