@@ -19,7 +19,9 @@ pub use ops::conn_ops;
 pub use pair::pair;
 pub use values::{chunk, head, upgrade};
 
-use ptth_proto::conn::{Config, Conn};
+use ptth_proto::conn::{Body, Config, Conn};
+use ptth_proto::role::Role;
+use ptth_proto::time::Instant;
 
 /// What a connection keeps to in every state.
 fn sound(conn: &Conn, config: &Config) {
@@ -28,6 +30,13 @@ fn sound(conn: &Conn, config: &Config) {
     }
     if conn.is_idle() {
         assert!(conn.role().is_some() && conn.wants_read() && !conn.is_speaking());
+    }
+    // What it says can be done can be done.
+    if conn.can_respond() {
+        conn.clone().send_response(Instant::default(), &mut Vec::new(), (408, b""), Body::None, |_| {}).unwrap();
+    }
+    if conn.is_idle() && conn.role() == Some(Role::Client) {
+        conn.clone().send_request(Instant::default(), &mut Vec::new(), (b"GET", b"/"), Body::None, |_| {}).unwrap();
     }
     if conn.is_tunnel() {
         assert!(conn.role().is_none() && !conn.can_respond() && !conn.is_idle() && !conn.is_link());

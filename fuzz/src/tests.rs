@@ -12,7 +12,7 @@ use std::{env, fs, iter};
 use ptth_proto::wire::message::from_base64;
 
 use crate::bytes::{LOW_LIMITS, STARTS};
-use crate::pair::OPERATIONS;
+use crate::pair::{FAIR, OPERATIONS};
 use common::messages::Block;
 use common::random::Random;
 use common::{Side, escape};
@@ -262,7 +262,7 @@ fn steps(random: &mut Random, length: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     let faults = random.once_in(2);
     for _ in 0..length {
-        let what = random.below(if faults { usize::from(OPERATIONS) } else { 17 }) as u8;
+        let what = random.below(usize::from(if faults { OPERATIONS } else { FAIR })) as u8;
         bytes.push(what);
         bytes.extend(random.bytes(2));
     }

@@ -149,14 +149,21 @@ impl World {
         let end = &mut wires[at.0].ends[at.1];
         match end.hear(now, config) {
             Ok(Heard::Nothing) => return false,
-            Ok(Heard::Said(Said::Request(framing))) => self.begin(at, framing),
+            Ok(Heard::Said(Said::Request(framing))) => {
+                let head = &end.head;
+                let is_question = head.method() == b"OPTIONS" && head.fields.first(Name::MaxForwards) == Some(b"0");
+                match is_question {
+                    true => self.say_so(at),
+                    false => self.begin(at, framing),
+                }
+            }
             Ok(Heard::Said(Said::Offer)) => {
                 end.seat = Seat::Own;
                 end.conn.accept(now, &mut end.out).unwrap();
             }
             Ok(Heard::Said(Said::Turned)) => end.seat = Seat::Front,
             // Of whom nobody asks anything, the last word is the end.
-            Ok(Heard::Ended(_)) if seat == Seat::Own => end.drop_it(),
+            Ok(Heard::Ended(_) | Heard::Said(Said::Leaving)) if seat == Seat::Own => end.drop_it(),
             Ok(_) => {}
             Err(error) => self.refuse(at, error),
         }
@@ -195,6 +202,40 @@ impl World {
             && !matches!(end.conn.recv(*now, b"", &mut end.head, config), Ok((_, Some(Event::End { .. }))))
         {
             end.conn.do_not_keep();
+        }
+    }
+
+    /// The relay asks on a link that rests whether anybody is there.
+    pub(super) fn ping(&mut self, link: At) {
+        let now = self.now;
+        let end = self.end(link);
+        if end.seat == Seat::Own && end.can_be_asked() && end.conn.is_ours() {
+            let sent = end.conn.send_request(now, &mut end.out, (b"OPTIONS", b"*"), Body::None, |writer| {
+                writer.field("Host", "");
+                writer.field("Max-Forwards", "0");
+            });
+            sent.unwrap();
+            end.conn.send_end(now, None, &mut end.out).unwrap();
+        }
+    }
+
+    /// The agent is there.
+    fn say_so(&mut self, front: At) {
+        let World { wires, config, now, .. } = self;
+        let end = &mut wires[front.0].ends[front.1];
+        let whole = end.conn.recv(*now, b"", &mut end.head, config);
+        assert_eq!(whole, Ok((0, Some(Event::End { trailers: false }))));
+        end.conn.send_response(*now, &mut end.out, (204, b""), Body::None, |_| {}).unwrap();
+        end.conn.send_end(*now, None, &mut end.out).unwrap();
+    }
+
+    /// The agent has no more use for a link, or will have none.
+    pub(super) fn leave(&mut self, link: At) {
+        let now = self.now;
+        let end = self.end(link);
+        if end.is_alive() && end.conn.is_link() {
+            end.conn.leave(now, &mut end.out);
+            self.left = true;
         }
     }
 
@@ -406,6 +447,10 @@ impl World {
         };
         let (head, out) = (&from.head, &mut to.out);
         let copy = |writer: &mut FieldWriter<'_>| head.fields.end_to_end().for_each(|field| writer.copy(field));
+        if let Heard::Said(Said::Alive) = heard {
+            // No part of an answer.
+            return Flow::Moved;
+        }
         let switched = matches!(heard, Heard::Said(Said::Switched));
         let (flow, said) = match heard {
             Heard::Said(said) => (Flow::Moved, said),
@@ -650,6 +695,10 @@ impl World {
             Seat::Front | Seat::Own => end.drop_it(),
             Seat::Exchange(id) if self.exchange(id).stage == Stage::Tunnel => self.tunnel_broken(id),
             Seat::Exchange(id) if front == Some(at) => match wait {
+                Wait::Ping => {
+                    let end = self.end(at);
+                    end.conn.send_sign(now, &mut end.out).unwrap();
+                }
                 Wait::Link if self.exchange(id).stage == Stage::Waiting => self.answer(id, 503),
                 Wait::Body => self.answer(id, 408),
                 _ => self.cancel(id, true),
@@ -662,11 +711,16 @@ impl World {
     }
 
     /// The agent dials the relay and offers a link.
-    pub(super) fn dial(&mut self) {
+    pub(super) fn dial(&mut self, ours: bool) {
         let now = self.now;
         let mut wire = Wire::new(Kind::Link, [Seat::Own, Seat::Front], now);
         let agent = &mut wire.ends[0];
-        agent.conn.send_offer(now, &mut agent.out, (b"/", b"relay.example"), Token::PTTH_1_0, |_| {}).unwrap();
+        let sent = agent.conn.send_offer(now, &mut agent.out, (b"/", b"relay.example"), Token::PTTH_1_0, |writer| {
+            if ours {
+                writer.field("Ptth-Accept", "ping");
+            }
+        });
+        sent.unwrap();
         self.wires.push(wire);
     }
 

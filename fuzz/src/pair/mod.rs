@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ptth_proto::conn::Config;
-use ptth_proto::limits::Limits;
+use ptth_proto::limits::{Limits, Wait};
 use ptth_proto::time::Instant;
 
 use crate::sound;
@@ -31,7 +31,10 @@ const LINKS: usize = 3;
 const WIRES: usize = 24;
 
 /// How many operations there are.
-pub(crate) const OPERATIONS: u8 = 20;
+pub(crate) const OPERATIONS: u8 = 22;
+/// Those of them by which nothing can go wrong.
+#[cfg(test)]
+pub(crate) const FAIR: u8 = 19;
 
 const JUNK: [&[u8]; 8] = [
     b"\r\n",
@@ -44,6 +47,11 @@ const JUNK: [&[u8]; 8] = [
     b"HTTP/1.1 100 \r\n\r\nHTTP/1.1 304 \r\n\r\n",
 ];
 
+/// Whether this time passes although all is well.
+fn is_fair(wait: Wait) -> bool {
+    matches!(wait, Wait::Linger | Wait::Ping)
+}
+
 /// The whole of it.
 #[derive(Debug)]
 struct World {
@@ -54,6 +62,8 @@ struct World {
     stories: Vec<Story>,
     /// Nothing has gone wrong so far.
     fair: bool,
+    /// An agent has had no more use for a link.
+    left: bool,
     /// An upstream has said what it was not asked: one that is asked in that moment is taken to have answered so.
     junk: bool,
     now: Instant,
@@ -70,11 +80,12 @@ pub fn pair(data: &[u8]) {
         serving: BTreeMap::new(),
         stories: Vec::new(),
         fair: true,
+        left: false,
         junk: false,
         now: Instant::default(),
         config: Config { limits, ..Config::default() },
     };
-    world.dial();
+    world.dial(true);
     world.visit(0);
     for op in data.chunks_exact(3) {
         world.operate(op[0], op[1], op[2]);
@@ -92,7 +103,7 @@ impl World {
         match (what % OPERATIONS, upstream) {
             (0, _) if self.wires.len() < WIRES && arg < 0x40 => self.visit_service(who),
             (0, _) if self.wires.len() < WIRES => self.visit(who),
-            (1, _) if self.wires.len() < WIRES && self.count(Kind::Link) < LINKS => self.dial(),
+            (1, _) if self.wires.len() < WIRES && self.count(Kind::Link) < LINKS => self.dial(which & 1 == 1),
             (2 | 3, _) => self.ask_as(who, which, arg),
             (4, _) => self.say_as(who, u64::from(arg) * 4),
             (5, _) => self.end_as(who, arg & 1 == 1),
@@ -110,14 +121,28 @@ impl World {
             (13, _) => drop(self.turn(Program::Relay)),
             (14, _) => drop(self.turn(Program::Agent)),
             (15 | 16, _) => drop(self.sweep()),
-            (17, _) if which & 1 == 0 => {
-                if let Some((at, wait)) = self.next_deadline() {
-                    self.expire(at, wait);
+            (17, _) => {
+                let links = self.live(Kind::Link);
+                if let Some(link) = links.get(usize::from(which) % links.len().max(1)) {
+                    self.ping((*link, 1));
                 }
             }
-            (18, _) => self.go_wrong(which, arg),
-            (19, Some(upstream)) if which & 1 == 1 => self.foul_at(upstream, JUNK[usize::from(arg) % JUNK.len()]),
-            (19, _) if which > 0x80 => self.foul_as(who, JUNK[usize::from(arg) % JUNK.len()]),
+            (18, _) => {
+                let links = self.live(Kind::Link);
+                let ours = |link: &&usize| self.wires[**link].ends[0].conn.is_ours();
+                let link = links.iter().filter(ours).nth(usize::from(which) % links.len().max(1)).copied();
+                if let Some(link) = link {
+                    self.leave((link, 0));
+                }
+            }
+            (19, _) if which & 1 == 0 => {
+                if let Some((when, at)) = self.next_deadline() {
+                    self.expire(when, at);
+                }
+            }
+            (20, _) => self.go_wrong(which, arg),
+            (21, Some(upstream)) if which & 1 == 1 => self.foul_at(upstream, JUNK[usize::from(arg) % JUNK.len()]),
+            (21, _) if which > 0x80 => self.foul_as(who, JUNK[usize::from(arg) % JUNK.len()]),
             _ => {}
         }
     }
@@ -155,7 +180,7 @@ impl World {
         happened
     }
 
-    fn next_deadline(&self) -> Option<(Instant, (At, ptth_proto::limits::Wait))> {
+    fn next_deadline(&self) -> Option<(Instant, (At, Wait))> {
         let ends = (0..self.wires.len()).flat_map(|wire| [(wire, 0), (wire, 1)]);
         let ours = ends.filter(|(wire, side)| !self.wires[*wire].ends[*side].is_dead());
         let deadlines = ours.filter_map(|at| {
@@ -166,9 +191,9 @@ impl World {
         deadlines.min_by_key(|(when, _)| *when)
     }
 
-    fn expire(&mut self, when: Instant, (at, wait): (At, ptth_proto::limits::Wait)) {
+    fn expire(&mut self, when: Instant, (at, wait): (At, Wait)) {
         self.now = self.now.max(when);
-        self.fair &= wait == ptth_proto::limits::Wait::Linger;
+        self.fair &= is_fair(wait);
         self.late(at, wait);
     }
 
@@ -238,13 +263,12 @@ impl World {
                 return assert!(all || !self.fair, "a request was lost: {}", self.show());
             }
             if self.count(Kind::Link) == 0 {
-                self.dial();
+                self.dial(true);
                 continue;
             }
             let next = self.next_deadline();
             let Some((when, which)) = next else { panic!("it hangs: {}", self.show()) };
-            let waits = which.1 == ptth_proto::limits::Wait::Linger || !self.fair;
-            assert!(waits, "{which:?} although nothing went wrong: {}", self.show());
+            assert!(is_fair(which.1) || !self.fair, "{which:?} although nothing went wrong: {}", self.show());
             self.expire(when, which);
         }
         panic!("it never ends: {}", self.show());
