@@ -621,7 +621,7 @@ impl Conn {
             return Err(Misuse::OutOfTurn.into());
         };
         let mut exchange = http.exchange;
-        exchange.make(Role::Server, Move::Switch)?;
+        exchange.make(http.role, Move::Switch)?;
         let start = out.len();
         let done = head::write_status_line(101, head::reason(101).as_bytes(), out).and_then(|()| {
             let mut writer = FieldWriter::new(out);

@@ -1061,6 +1061,9 @@ fn nobody_opens_a_tunnel_unasked() {
     // A server that was offered nothing.
     let (mut server, mut out) = (Conn::server(now), Vec::new());
     assert!(server.send_switch(now, &mut out, |_| {}).is_err() && out.is_empty());
+    // A client, of its own offer.
+    let (mut client, _, mut out) = asked_for_a_tunnel(false);
+    assert!(client.send_switch(now, &mut out, |_| {}).is_err() && out.is_empty());
     // A refusal is an ordinary answer, and a second one is none.
     let (mut client, mut server, mut out) = asked_for_a_tunnel(false);
     server.send_response(now, &mut out, (200, b"OK"), Body::None, |_| {}).unwrap();
