@@ -16,7 +16,7 @@ use crate::sound;
 const NOW: Instant = Instant::from_micros(0);
 
 /// How many connections the first byte can choose from: those of [`connection`].
-pub(crate) const STARTS: u8 = 22;
+pub(crate) const STARTS: u8 = 26;
 
 /// Added to the first byte: limits so low that a short input reaches them.
 pub(crate) const LOW_LIMITS: u8 = 0x80;
@@ -87,10 +87,21 @@ fn connection(start: u8, out: &mut Vec<u8>) -> (Conn, Manner) {
         18 => switching(relay(""), out),
         19 => asked(relay(""), (b"CONNECT", b"a.example:443"), out),
         20 => return (Conn::server(NOW), Manner::Switches),
-        _ => Conn::tunnel(NOW),
+        21 => Conn::tunnel(NOW),
+        22 => asked(relay("Ptth-Accept: ping\r\n"), (b"GET", b"/"), out),
+        23 => relay("Ptth-Accept: ping\r\n"),
+        24 => agent(OURS),
+        _ => {
+            let mut conn = agent(OURS);
+            conn.leave(NOW, out);
+            conn
+        }
     };
     (conn, Manner::Plain)
 }
+
+/// The 101 of a relay of ours.
+const OURS: &[u8] = b"HTTP/1.1 101 \r\nUpgrade: PTTH/1.0\r\nConnection: Upgrade\r\nPtth-Accept: ping\r\n\r\n";
 
 /// It has asked, and waits for the answer.
 fn asked(mut conn: Conn, start: (&[u8], &[u8]), out: &mut Vec<u8>) -> Conn {

@@ -1,15 +1,20 @@
 //! Two connections and any order of calls and deliveries: what one understood is what the other said.
 
+use std::mem;
 use std::time::Duration;
 
 use ptth_proto::conn::{Body, Config, Conn, Event};
-use ptth_proto::error::{Error, Fault};
+use ptth_proto::error::{CloseReason, Error, Fault};
 use ptth_proto::http::framing::Asked;
+use ptth_proto::http::tunnel;
 use ptth_proto::link::upgrade::Token;
 use ptth_proto::time::Instant;
 use ptth_proto::wire::head::Head;
 
 use crate::sound;
+
+/// How many calls and deliveries there are.
+pub(crate) const OPERATIONS: u8 = 17;
 
 struct Peer {
     conn: Conn,
@@ -22,6 +27,8 @@ struct Peer {
     failed: bool,
     /// It answered what it was not asked, which the other one need not take.
     rash: bool,
+    /// The request that it has heard, and that is not whole yet, offers to switch protocols.
+    offered: bool,
     /// How much of a body with a length is still to be said.
     left: Option<u64>,
 }
@@ -38,6 +45,7 @@ impl Peer {
             heard,
             failed: false,
             rash: false,
+            offered: false,
             left: None,
         }
     }
@@ -85,7 +93,7 @@ pub fn conn_ops(data: &[u8]) {
             Body::Length(n) => Some(n),
             Body::Stream => None,
         };
-        match what % 16 {
+        match what % OPERATIONS {
             0 => {
                 let ours = |writer: &mut ptth_proto::wire::head::FieldWriter<'_>| {
                     if arg & 1 == 1 {
@@ -100,12 +108,24 @@ pub fn conn_ops(data: &[u8]) {
                 peer.says(before, done, b"turned");
             }
             2 => {
-                let method: &[u8] = [&b"GET"[..], b"HEAD", b"POST"][usize::from(arg) % 3];
-                let host = |writer: &mut ptth_proto::wire::head::FieldWriter<'_>| writer.field("Host", "a.example");
-                let done = peer.conn.send_request(now, out, (method, b"/"), body, host);
+                let method: &[u8] = match body {
+                    Body::None if arg & 0xf0 == 0xf0 => b"CONNECT",
+                    _ => [&b"GET"[..], b"HEAD", b"POST"][usize::from(arg) % 3],
+                };
+                let target: &[u8] = if method == b"CONNECT" { b"a.example:443" } else { b"/" };
+                // Whoever closes behind this exchange has nothing to go on with.
+                let offers = length == Some(0) && arg & 0xf0 == 0xe0 && peer.conn.is_kept();
+                let done = peer.conn.send_request(now, out, (method, target), body, |writer| {
+                    writer.field("Host", "a.example");
+                    if offers {
+                        writer.field("Connection", "Upgrade");
+                        writer.field("Upgrade", "websocket");
+                    }
+                });
                 if peer.says(before, done, &[b"request ", method].concat()) {
                     peer.left = length;
                     peer.end_if_whole(now);
+                    assert!(!offers || peer.conn.offer_switch().is_ok());
                 }
             }
             3 => {
@@ -126,7 +146,10 @@ pub fn conn_ops(data: &[u8]) {
                 let (asked, idle) = (peer.conn.is_speaking(), peer.conn.role().is_some());
                 let asked_for = peer.conn.asked();
                 let done = peer.conn.send_response(now, out, (status, b""), body, |_| {});
-                if peer.says(before, done, format!("response {status}").as_bytes()) {
+                if done.is_ok() && peer.conn.is_tunnel() {
+                    peer.says(before, done, format!("switched {status}").as_bytes());
+                    peer.left = None;
+                } else if peer.says(before, done, format!("response {status}").as_bytes()) {
                     peer.rash |= !asked && idle;
                     let bodiless = asked_for == Asked::Head || matches!(status, 204 | 304);
                     peer.left = if bodiless { Some(0) } else { length };
@@ -138,7 +161,7 @@ pub fn conn_ops(data: &[u8]) {
                 peer.says(before, done, b"informational 103");
             }
             7..=9 => {
-                let count = if what % 16 == 7 { usize::from(arg) } else { usize::MAX };
+                let count = if what % OPERATIONS == 7 { usize::from(arg) } else { usize::MAX };
                 let count = peer.out.len().min(count);
                 other.input.extend(peer.out.drain(..count));
                 hear(other, now, &config, peer.rash);
@@ -163,7 +186,12 @@ pub fn conn_ops(data: &[u8]) {
                 }
             }
             14 => peer.conn.ask_last(),
-            _ if arg > 250 && !peer.failed => {
+            15 => {
+                let done = peer.conn.send_switch(now, out, |writer| writer.field("Upgrade", "websocket"));
+                peer.says(before, done, b"switched 101");
+            }
+            // In a tunnel an end is heard that was said.
+            _ if arg > 250 && !peer.failed && (!peer.conn.is_tunnel() || has_ended(other)) => {
                 let step = peer.conn.eof(now, peer.input.len());
                 note(peer, step.map(|event| event.map(|event| describe(&event, &Head::default()))), other.rash);
             }
@@ -178,12 +206,29 @@ pub fn conn_ops(data: &[u8]) {
     }
 }
 
+/// Whether all of its direction of a tunnel has arrived.
+fn has_ended(peer: &Peer) -> bool {
+    let over = peer.conn.close_reason() == Some(CloseReason::TunnelOver);
+    peer.out.is_empty() && (over || peer.conn.is_half_closed())
+}
+
 fn hear(peer: &mut Peer, now: Instant, config: &Config, rash: bool) {
     while !peer.failed {
         let step = peer.conn.recv(now, &peer.input, &mut peer.head, config);
         let (used, event) = match step {
             Ok((0, None)) => return,
-            Ok((used, event)) => (used, Ok(event.map(|event| describe(&event, &peer.head)))),
+            Ok((used, event)) => {
+                let offered = mem::take(&mut peer.offered);
+                match event {
+                    Some(Event::Request(framing)) => {
+                        peer.offered = tunnel::offered(&peer.head, framing).next().is_some()
+                    }
+                    // One that is not kept offers nothing.
+                    Some(Event::End { .. }) if offered => drop(peer.conn.offer_switch()),
+                    _ => {}
+                }
+                (used, Ok(event.map(|event| describe(&event, &peer.head))))
+            }
             Err(error) => (0, Err(error)),
         };
         peer.input.drain(..used);

@@ -12,7 +12,7 @@ use std::{env, fs, iter};
 use ptth_proto::wire::message::from_base64;
 
 use crate::bytes::{LOW_LIMITS, STARTS};
-use crate::pair::{FAIR, OPERATIONS};
+use crate::{ops, pair};
 use common::messages::Block;
 use common::random::Random;
 use common::{Side, escape};
@@ -249,7 +249,7 @@ fn operations(random: &mut Random, length: usize) -> Vec<u8> {
     }
     for _ in 0..length {
         let side = random.below(2) as u8;
-        bytes.extend([(random.below(13) as u8) << 1 | side, random.bytes(1)[0]]);
+        bytes.extend([(random.below(usize::from(ops::OPERATIONS)) as u8) << 1 | side, random.bytes(1)[0]]);
         if random.once_in(2) {
             bytes.extend([8 << 1 | side, 0]);
         }
@@ -262,7 +262,7 @@ fn steps(random: &mut Random, length: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     let faults = random.once_in(2);
     for _ in 0..length {
-        let what = random.below(usize::from(if faults { OPERATIONS } else { FAIR })) as u8;
+        let what = random.below(usize::from(if faults { pair::OPERATIONS } else { pair::FAIR })) as u8;
         bytes.push(what);
         bytes.extend(random.bytes(2));
     }
