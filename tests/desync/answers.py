@@ -1,6 +1,7 @@
 """Odd answers, from an upstream behind our agent (part upstream) and from an agent on a link of our relay (part agent):
 a visitor has one answer or one named error, the next one has its own, and the odd connection is not used again."""
 import collections
+import contextlib
 import random
 import re
 import socket
@@ -170,6 +171,24 @@ TO_HALF = {
     "an early answer that is none": [b"garbage\r\n\r\n"],
 }
 
+# The words of docs/links.md, in places where they are none.
+ALIVE = b"HTTP/1.1 102 Processing\r\nPtth-Accept: ping\r\n\r\n"
+LEAVING = b"HTTP/1.1 102 Processing\r\nConnection: close\r\n\r\n"
+WORDS = {
+    "signs of life": [ALIVE * 3 + OK],
+    "signs of life, and the end": [ALIVE * 3, END],
+    "signs of life behind": [OK + ALIVE],
+    "signs of life behind, late": [OK, LATE, ALIVE],
+    "a sign of life with a body": [ALIVE[:-2] + b"Content-Length: 45\r\n\r\n" + OK + PLANT],
+    "the word of leaving": [LEAVING + OK],
+    "the word of leaving, and more": [LEAVING + OK + PLANT],
+    "the word of leaving behind": [OK + LEAVING],
+    "the word of leaving behind, and more": [OK + LEAVING + PLANT],
+    "the word of leaving behind, late": [OK, LATE, LEAVING],
+    "the word of leaving behind, late, and more": [OK, LATE, LEAVING + PLANT],
+    "the word of leaving with a body behind, late": [OK, LATE, LEAVING[:-2] + b"Content-Length: 45\r\n\r\n" + PLANT],
+}
+
 
 def fixtures(folder):
     """What upstreams and agents answer in fixtures/refuse."""
@@ -210,7 +229,13 @@ def mutations(rng, count):
 
 
 def cases(options):
-    for name, pieces in WRITTEN.items():
+    yield from written()
+    yield from fixtures(options.fixtures)
+    yield from mutations(random.Random(options.seed), options.count // 5)
+
+
+def written():
+    for name, pieces in [*WRITTEN.items(), *WORDS.items()]:
         yield Case(name, b"GET", pieces)
     for name, pieces in TO_HEAD.items():
         yield Case(name, b"HEAD", pieces)
@@ -218,8 +243,6 @@ def cases(options):
         yield Case(name, b"GET", pieces, OFFER)
     for name, pieces in TO_HALF.items():
         yield Case(name, b"POST", pieces, HALF)
-    yield from fixtures(options.fixtures)
-    yield from mutations(random.Random(options.seed), options.count // 5)
 
 
 class Odd:
@@ -270,7 +293,9 @@ class Odd:
                 with self.news:
                     self.asked.append((number, target))
                     self.news.notify_all()
-                if target.startswith(b"/fine/"):
+                if target == b"*":
+                    connection.sendall(NO_CONTENT)
+                elif target.startswith(b"/fine/"):
                     page = b"" if method == b"HEAD" else target
                     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(target), page))
                 elif not self.answer(connection):
@@ -333,30 +358,28 @@ class OddAgent(Odd):
 
     OFFER = (
         b"POST /default HTTP/1.1\r\nHost: relay\r\nUpgrade: PTTH/1.0\r\nConnection: Upgrade\r\n"
-        b"Authorization: Bearer %s\r\nContent-Length: 0\r\n\r\n" % KEY.encode()
+        b"Authorization: Bearer %s\r\nContent-Length: 0\r\n" % KEY.encode()
     )
 
-    def __init__(self, relay):
+    def __init__(self, relay, says=b""):
         super().__init__()
-        self.relay = relay
+        self.relay, self.offer = relay, self.OFFER + says + b"\r\n"
         threading.Thread(target=self.dial, daemon=True).start()
 
     def dial(self):
-        while True:
-            try:
+        with contextlib.suppress(OSError):
+            while True:
                 connection = socket.create_connection(self.relay)
-            except OSError:
-                return
-            connection.sendall(self.OFFER)
-            heard = b""
-            while b"\r\n\r\n" not in heard:
-                data = connection.recv(1 << 16)
-                if not data:
+                connection.sendall(self.offer)
+                heard = b""
+                while b"\r\n\r\n" not in heard:
+                    data = connection.recv(1 << 16)
+                    if not data:
+                        return
+                    heard += data
+                if not heard.startswith(b"HTTP/1.1 101 "):
                     return
-                heard += data
-            if not heard.startswith(b"HTTP/1.1 101 "):
-                return
-            self.serve(connection, heard.partition(b"\r\n\r\n")[2])
+                self.serve(connection, heard.partition(b"\r\n\r\n")[2])
 
 
 class Judge:
@@ -463,9 +486,9 @@ class Judge:
             raise Failed(f"{fine!r} was answered {visitor.heard[-300:]!r} ({rest})")
 
 
-def judge(options, checks, address, odd, codes, part):
+def judge(options, checks, address, odd, codes, part, to_play):
     checked = Judge(address, odd, codes)
-    for number, case in enumerate(cases(options)):
+    for number, case in enumerate(to_play):
         if options.only and options.only not in case.name:
             continue
         try:
@@ -487,10 +510,15 @@ def play_upstream(options, checks):
     # A recorder between them would hide how a connection ends.
     with Tunnel(options.programs, OddUpstream, options.dialect, links="1..1", recorded=False) as tunnel:
         codes = {"upstream-protocol", "upstream-lost"}
-        judge(options, checks, tunnel.address, tunnel.server, codes, "upstream")
+        judge(options, checks, tunnel.address, tunnel.server, codes, "upstream", cases(options))
 
 
 def play_agent(options, checks):
+    codes = {"link-protocol", "link-lost"}
     with Tunnel(options.programs, None) as tunnel:
-        judge(options, checks, tunnel.address, OddAgent(tunnel.address), {"link-protocol", "link-lost"}, "agent")
+        odd = OddAgent(tunnel.address)
+        judge(options, checks, tunnel.address, odd, codes, "agent", cases(options))
+    with Tunnel(options.programs, None) as tunnel:
+        odd = OddAgent(tunnel.address, says=b"Ptth-Accept: ping\r\n")
+        judge(options, checks, tunnel.address, odd, codes, "agent that says ping", written())
 

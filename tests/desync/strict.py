@@ -197,7 +197,8 @@ def response(data, at, method, ended):
     if bodiless or method == b"HEAD" or status == 304:
         # Its end is its head's, whatever that says of a body. But who says so may send one.
         says = [name for name, value in parsed if name in FRAMING and value != b"0"]
-        goes_on = goes_on and len(says) < (1 if bodiless else 2)
+        # An interim answer does not say how things go on behind the final one.
+        goes_on = (goes_on or status < 200) and len(says) < (1 if bodiless else 2)
         if status >= 200:
             length(parsed)
         return Message(status, version, parsed, body, trailers, goes_on), at
