@@ -593,13 +593,20 @@ impl Conn {
     /// the fields that were sent or heard. Until the answer nothing more is read of it, on a server's side, or sent.
     ///
     /// # Errors
-    /// When no such request is under way, or the connection ends with it.
+    /// When no such request is under way, or the connection ends with it and is no link.
     pub fn offer_switch(&mut self) -> Result<(), Error> {
-        let (State::Http(http) | State::Link(http)) = &mut self.state else {
-            return Err(Misuse::OutOfTurn.into());
+        let (http, turned) = match &mut self.state {
+            State::Http(http) => (http, false),
+            State::Link(http) => (http, true),
+            _ => return Err(Misuse::OutOfTurn.into()),
         };
-        let phases = (http.exchange.phase(Role::Client), http.exchange.phase(Role::Server));
-        if phases != (Phase::Done, Phase::Answering) || http.asked == Asked::Connect {
+        let whole = match http.exchange.phase(Role::Client) {
+            Phase::Done => true,
+            // A link that is not kept is one that either side leaves: a tunnel would use it up anyway.
+            Phase::MustClose => turned,
+            _ => false,
+        };
+        if !whole || http.exchange.phase(Role::Server) != Phase::Answering || http.asked == Asked::Connect {
             return Err(Misuse::OutOfTurn.into());
         }
         http.exchange.offer();

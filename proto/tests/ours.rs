@@ -34,10 +34,10 @@ impl End {
             Event::Leaving => "leaving",
             Event::Response(_) => "response",
             Event::Turned => "turned",
+            Event::Switched => "switched",
             Event::Data(_) => "data",
             Event::End { .. } => "end",
             Event::Closed => "closed",
-            other => panic!("{other:?} on a link"),
         });
         self.input.drain(..used);
         Ok(word)
@@ -204,6 +204,33 @@ fn a_request_that_crosses_the_agents_leave_is_served_and_the_last() {
     assert_eq!(relay.hear_all(now), ["response", "end"]);
     for end in [agent, relay] {
         assert_eq!((end.conn.closing(), end.conn.close_reason()), (Some(Closing::Flush), Some(CloseReason::NotKept)));
+    }
+}
+
+#[test]
+fn an_upgrade_that_crosses_the_agents_leave_can_be_taken_or_refused() {
+    let now = Instant::default();
+    for taken in [true, false] {
+        let (mut agent, mut relay) = turned(now, true);
+        relay.ask(now);
+        relay.conn.offer_switch().unwrap();
+        agent.conn.leave(now, &mut agent.out);
+        carry(&mut relay, &mut agent);
+        carry(&mut agent, &mut relay);
+        assert_eq!(agent.hear_all(now), ["request", "end"]);
+        agent.conn.offer_switch().unwrap();
+        assert_eq!(relay.hear_all(now), ["alive"]);
+        if taken {
+            agent.conn.send_switch(now, &mut agent.out, |fields| fields.field("Upgrade", "websocket")).unwrap();
+            carry(&mut agent, &mut relay);
+            assert_eq!(relay.hear_all(now), ["switched"]);
+        } else {
+            agent.answer(now);
+            carry(&mut agent, &mut relay);
+            assert_eq!(relay.hear_all(now), ["response", "end"]);
+            assert_eq!(relay.conn.close_reason(), Some(CloseReason::NotKept));
+            assert!(agent.conn.closing().is_some());
+        }
     }
 }
 

@@ -170,6 +170,10 @@ impl Exchange {
     /// The request offers to switch protocols: said together with [`Move::Request`], or once the request is complete.
     pub fn offer(&mut self) {
         self.offered = true;
+        if self.client == Phase::MustClose {
+            // That no other exchange follows says nothing against another protocol; a refusal ends it all the same.
+            self.client = Phase::Done;
+        }
         self.settle();
     }
 
