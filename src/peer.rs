@@ -138,7 +138,9 @@ pub struct Peer {
     pub(crate) armed: Option<Instant>,
     /// It is on the list of those touched in this turn.
     pub(crate) touched: bool,
-    /// Bytes of its buffers, as the loop last counted them.
+    /// Bytes of the head of its request that is under way, kept elsewhere.
+    pub(crate) head: usize,
+    /// Bytes of its buffers and of that head, as the loop last counted them.
     pub(crate) counted: usize,
 }
 
@@ -171,6 +173,7 @@ impl Peer {
             took: now,
             armed: None,
             touched: false,
+            head: 0,
             counted: 0,
         }
     }

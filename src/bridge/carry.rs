@@ -287,10 +287,14 @@ pub(super) fn tunnel(core: &mut Core, exchange: &mut Exchange, back: Token) -> F
         (Ok(false), Ok(false)) => {}
         _ => return Flow::Moved,
     }
-    // One that takes nothing more has given what it had: nothing is left to wait for.
-    let ended = |peer: &mut Peer| peer.is_deaf() && peer.conn.has_heard_all();
-    if let Some(deaf) = [front, back].into_iter().find(|end| core.peer(*end).is_some_and(ended)) {
-        return Flow::Broken(deaf);
+    // One that takes nothing more and has given what it had, or has no one who takes it: nothing is left to wait for. Each of two
+    // that are full would wait for the other.
+    let is_over = |peer: &mut Peer| {
+        let is_deaf = peer.is_deaf() || peer.is_gone();
+        is_deaf && (peer.held || peer.conn.has_heard_all())
+    };
+    if let Some(end) = [front, back].into_iter().find(|end| core.peer(*end).is_some_and(is_over)) {
+        return Flow::Broken(end);
     }
     // Where neither takes anything, what they still have to say is for nobody.
     if [front, back].into_iter().all(|end| core.peer(end).is_none_or(|peer| peer.is_deaf())) {

@@ -196,10 +196,9 @@ impl Exchanges {
         self.slots.iter().filter(|(_, exchange)| exchange.stage == Stage::Waiting).map(|(id, _)| id.0).collect()
     }
 
-    /// Those that are tunnels by now, with their fronts.
-    pub fn tunnels(&self) -> Vec<(usize, Token)> {
-        let tunnels = self.slots.iter().filter(|(_, exchange)| exchange.stage == Stage::Tunnel);
-        tunnels.map(|(id, exchange)| (id.0, exchange.front)).collect()
+    /// All, with their fronts and how far each has come.
+    pub fn all(&self) -> Vec<(usize, Token, Stage)> {
+        self.slots.iter().map(|(id, exchange)| (id.0, exchange.front, exchange.stage)).collect()
     }
 
     /// How many are under way.

@@ -411,6 +411,7 @@ impl<S: Side> Bridge<S> {
         let mut exchange = self.exchanges.begin(front, peer.remote, framing, now);
         std::mem::swap(&mut exchange.head, head);
         exchange.key = peer.key;
+        peer.head = exchange.head.memory();
         exchange.kind = match kind {
             // A visitor that ends its connection with this answer has nothing to go on with.
             Kind::Switch if peer.conn.offer_switch().is_err() => Kind::Http,
@@ -749,6 +750,7 @@ impl<S: Side> Bridge<S> {
             peer.wait = None;
             peer.fed = false;
             peer.held = false;
+            peer.head = 0;
             peer.seat = Seat::Front;
             // Only a pipelined request, or the visitor's end, is there to be looked at already.
             let more = !peer.input.is_empty() || peer.has_hung_up();
@@ -1050,8 +1052,11 @@ impl<S: Side> App for Bridge<S> {
                     log::warn!("{} requests did not end in time and are cut off", self.exchanges.len());
                 }
                 // The end of a process looks like a clean end of what it said.
-                for (id, front) in self.exchanges.tunnels() {
-                    self.tunnel_broken(core, id, front, Some(Code::STOPPING));
+                for (id, front, stage) in self.exchanges.all() {
+                    match stage {
+                        Stage::Tunnel => self.tunnel_broken(core, id, front, Some(Code::STOPPING)),
+                        _ => self.cancel(core, id, Code::STOPPING),
+                    }
                 }
                 self.running = Running::Over;
             }

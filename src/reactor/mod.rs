@@ -381,7 +381,7 @@ impl Core {
         Ok(token)
     }
 
-    /// Bytes of all peers' buffers, as they were when each was last touched.
+    /// Bytes of all peers' buffers and of the heads of their requests, as they were when each was last touched.
     pub fn buffered(&self) -> usize {
         self.buffered
     }
@@ -600,7 +600,8 @@ impl<A: App> Reactor<A> {
             let read = peer.can_read(&core.config);
             peer.input.release(&mut core.pool);
             peer.output.release(&mut core.pool);
-            let counted = std::mem::replace(&mut peer.counted, peer.input.memory() + peer.output.memory());
+            let bytes = peer.input.memory() + peer.output.memory() + peer.head;
+            let counted = std::mem::replace(&mut peer.counted, bytes);
             core.buffered = core.buffered - counted + peer.counted;
             if let Some((at, _)) = peer.deadline(&core.config.deadlines)
                 && peer.armed.is_none_or(|armed| at < armed)

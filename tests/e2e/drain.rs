@@ -362,3 +362,22 @@ fn spare_links_go_without_a_request_in_their_way() {
     wire.expect_end();
     drop(agent);
 }
+
+#[test]
+fn who_has_no_time_left_is_not_told_that_it_has_the_whole() {
+    let upstream = Upstream::start(|asked| {
+        asked.wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n");
+        asked.wire.expect_end();
+        After::Close
+    });
+    let relay = Relay::start(&["--timeout", "drain=300ms"]);
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    // To it the end of the connection is the end of the body.
+    let mut visitor = relay.visitor();
+    visitor.send("GET / HTTP/1.0\r\nHost: demo.localhost\r\n\r\n");
+    assert_eq!(visitor.response_head("GET").unwrap().0.status(), 200);
+    assert_eq!(visitor.body(5), b"begun");
+    relay.program.terminate();
+    visitor.expect_reset();
+    assert!(relay.log().wait_for(" demo GET / 200 ").ends_with("stopping"));
+}

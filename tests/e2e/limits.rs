@@ -399,6 +399,28 @@ fn with_memory_full_nothing_begins_and_what_runs_goes_on() {
 }
 
 #[test]
+fn heads_of_requests_that_wait_are_memory_too() {
+    let relay = Relay::start(&["--limit", "memory=1000000"]);
+    let upstream = Upstream::saying("fine");
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    let mut kept = relay.visitor();
+    let mut waiting = Vec::new();
+    // No agent is there for them.
+    let refused = eventually("memory to be full", || {
+        let mut visitor = relay.visitor();
+        let cookie = "x".repeat(60_000);
+        visitor.send(format!("GET / HTTP/1.1\r\nHost: nobody.localhost\r\nCookie: {cookie}\r\n\r\n"));
+        waiting.push(visitor);
+        let answer = kept.get("demo", "/");
+        (answer.status() != 200).then_some(answer)
+    });
+    assert_eq!(told(&refused), (503, "relay-busy".into()));
+    assert!(waiting.len() <= 18, "{} heads in a million bytes", waiting.len());
+    drop(waiting);
+    eventually("room in memory", || (kept.get("demo", "/").status() == 200).then_some(()));
+}
+
+#[test]
 fn a_limit_that_is_none_is_listed_as_that() {
     let mut command = crate::support::relay_command(&["--help"]);
     let help = String::from_utf8(command.output().unwrap().stdout).unwrap();

@@ -330,3 +330,19 @@ fn a_connection_too_many_is_closed() {
         (sent && next.piece().as_deref() == Some(b"next")).then_some(())
     });
 }
+
+#[test]
+fn a_client_that_breaks_off_when_both_directions_are_full_frees_the_other_end() {
+    let (relay, port) = relay(&[]);
+    let agent = Agent::start(&relay, "demo", &serve(echo), &[]);
+    let mut client = Wire::connect(port);
+    // It never reads: so the echo stops to read, and so on, back to here.
+    client.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let bytes = vec![b'x'; 64 * 1024];
+    while client.try_send(&bytes).is_ok() {}
+    client.break_on_drop();
+    drop(client);
+    for log in [relay.log(), agent.log()] {
+        assert!(log.wait_for(" CONNECT demo.localhost:").ends_with("visitor-gone"));
+    }
+}
