@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mio::{Registry, Token};
 use ptth_proto::conn::{Closing, Config, Conn};
+use ptth_proto::error::CloseReason;
 use ptth_proto::limits::{Deadlines, Wait};
 use ptth_proto::time::Instant;
 
@@ -433,8 +434,12 @@ impl Peer {
         let conn = self.conn.deadline(deadlines);
         // Who answers before it has the whole request may have no use for the rest: its answer has a patience of its own.
         let answers = matches!(conn, Some((_, Wait::Stream)));
-        // Whoever reads from a tunnel may rest: a pager, a shell that is halted.
-        let patience = if self.conn.is_tunnel() { deadlines.tunnel } else { deadlines.write };
+        // Whoever reads from a tunnel may rest, from the end of one too: a pager, a shell that is halted.
+        let patience = match self.conn.close_reason() {
+            _ if self.conn.is_tunnel() => deadlines.tunnel,
+            Some(CloseReason::TunnelOver) => deadlines.tunnel_end,
+            _ => deadlines.write,
+        };
         let write = (!self.output.is_empty() && !answers).then(|| (self.took + patience, Wait::Write));
         let conn = conn.filter(|(_, wait)| match wait {
             // A peer that we don't read because its bytes have nowhere to go owes us nothing.

@@ -661,7 +661,7 @@ impl Side for Agent {
             // draft-lentczner-rhttp leaves it out, and no upstream takes HTTP/1.1 without it.
             (None, None) => fields.field("Host", ""),
         }
-        pass_on(head, fields, |_| true);
+        pass_on(exchange, fields, |_| true);
     }
 
     fn fault(&self, _: &Exchange, fault: &BackFault) -> Answer {

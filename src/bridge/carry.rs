@@ -366,6 +366,13 @@ fn begin_response(to: &mut Peer, head: &Head, framing: Framing, now: Instant) ->
     };
     to.conn.send_response(now, to.output.vec(), (head.status(), head.reason()), body, |fields| {
         head.fields.end_to_end().for_each(|field| fields.copy(field));
+        if head.status() == 426 {
+            // It has to say which protocol it wants (RFC 9110 §15.5.22).
+            for token in head.fields.all(Name::Upgrade) {
+                fields.field("Connection", "Upgrade");
+                fields.field("Upgrade", token);
+            }
+        }
     })?;
     Ok(Flow::Moved)
 }

@@ -623,11 +623,12 @@ impl<S: Side> Bridge<S> {
         let heard_all = front.conn.has_heard_all();
         // The far end of a pipe is not half there: it is gone, and with it whoever would have the answer.
         let is_pipe = front.twin != Twin::None;
-        let is_gone = front.is_gone();
+        // What is left of its request has nowhere to go, and is not read: it would never be found that it has broken off.
+        let (is_gone, is_held) = (front.is_gone(), front.held);
         if exchange.stage == Stage::Waiting
             || is_pipe
             || heard_all && exchange.back.is_some_and(|back| !self.side.is_out(core, back))
-            || heard_all && is_gone
+            || is_gone && (heard_all || is_held)
         {
             // Nobody has heard of this request, and nobody is to; or nobody would hear the answer.
             return self.cancel(core, id, Code::VISITOR_GONE);
@@ -1055,7 +1056,7 @@ impl<S: Side> App for Bridge<S> {
                 for (id, front, stage) in self.exchanges.all() {
                     match stage {
                         Stage::Tunnel => self.tunnel_broken(core, id, front, Some(Code::STOPPING)),
-                        _ => self.cancel(core, id, Code::STOPPING),
+                        _ => self.answer(core, id, stopping()),
                     }
                 }
                 self.running = Running::Over;
@@ -1283,7 +1284,8 @@ fn passes(side: &impl Side, token: &[u8]) -> bool {
 
 /// Writes the fields of a request that go on to the next hop, all but `Host` and those that are not wanted there, and whether
 /// trailers are.
-pub(crate) fn pass_on(head: &Head, fields: &mut FieldWriter<'_>, is_wanted: impl Fn(Name) -> bool) {
+pub(crate) fn pass_on(exchange: &Exchange, fields: &mut FieldWriter<'_>, is_wanted: impl Fn(Name) -> bool) {
+    let head = &exchange.head;
     for field in head.fields.end_to_end() {
         let passes = match field.known {
             Name::Host => false,
@@ -1295,7 +1297,8 @@ pub(crate) fn pass_on(head: &Head, fields: &mut FieldWriter<'_>, is_wanted: impl
             hops::pass(head, field, fields);
         }
     }
-    if takes_trailers(head) {
+    // Behind a 101 there are none; and of two lines of `Connection` some servers read only the first.
+    if exchange.kind == Kind::Http && takes_trailers(head) {
         fields.field("TE", "trailers");
         fields.field("Connection", "TE");
     }

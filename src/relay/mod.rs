@@ -375,7 +375,9 @@ impl Side for Relay {
 
     fn claim(&mut self, core: &mut Core, token: Token, framing: Framing, orders: &mut Vec<Order>) -> Claim {
         let claim = self.claim_request(core, token, framing, orders);
-        if let Claim::Taken = claim {
+        if let Claim::Taken = claim
+            && !self.is_undecided(token)
+        {
             self.let_agent_in(core, token);
         }
         claim
@@ -461,7 +463,7 @@ impl Side for Relay {
         // Always a Host line: Node answers 400 without one. Empty, when the visitor of HTTP/1.0 named none.
         let host = route::authority(head);
         fields.field("Host", host);
-        pass_on(head, fields, |known| trusted || !known.is_forwarding());
+        pass_on(exchange, fields, |known| trusted || !known.is_forwarding());
         let mut visitor = Text::new();
         let quoted = match exchange.visitor {
             Remote::Ip(address) => {

@@ -286,6 +286,11 @@ impl Relay {
         }
     }
 
+    /// Whether it has still to show whose the request is that comes on it.
+    pub(super) fn is_undecided(&self, token: Token) -> bool {
+        matches!(self.queues.coming.get(&token), Some(Coming::Undecided(..)))
+    }
+
     /// Whoever asks again has had what it was sent, unless it asks ahead.
     pub(super) fn has_had(&mut self, core: &mut Core, token: Token) {
         if let Some(handed) = self.queues.handed.get_mut(&token) {
@@ -831,9 +836,12 @@ impl Relay {
             Some(true) => {
                 core.head = *head;
                 let carriage = Carriage::Comet(Style::default());
-                if let Claim::Refuse(answer) = self.polled(core, token, name, carriage, framing, orders) {
-                    let head = Box::new(std::mem::take(&mut core.head));
-                    orders.push(Order::Respond(token, head, answer));
+                match self.polled(core, token, name, carriage, framing, orders) {
+                    Claim::Refuse(answer) => {
+                        let head = Box::new(std::mem::take(&mut core.head));
+                        orders.push(Order::Respond(token, head, answer));
+                    }
+                    Claim::Taken | Claim::No => self.let_agent_in(core, token),
                 }
             }
             _ => orders.push(Order::Begin(token, framing, head)),

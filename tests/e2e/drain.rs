@@ -364,6 +364,23 @@ fn spare_links_go_without_a_request_in_their_way() {
 }
 
 #[test]
+fn who_has_no_time_left_and_no_answer_gets_one() {
+    let upstream = Upstream::start(|asked| {
+        asked.wire.expect_end();
+        After::Close
+    });
+    let relay = Relay::start(&["--timeout", "drain=300ms"]);
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    let mut visitor = relay.visitor();
+    visitor.send(get("demo", "/"));
+    eventually("the request to be there", || (upstream.requests().len() == 1).then_some(()));
+    relay.program.terminate();
+    let answer = visitor.response("GET");
+    assert_eq!((answer.status(), answer.code().as_str()), (503, "stopping"));
+    assert_eq!(answer.head.get("Connection"), Some("close"));
+}
+
+#[test]
 fn who_has_no_time_left_is_not_told_that_it_has_the_whole() {
     let upstream = Upstream::start(|asked| {
         asked.wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n");

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc::{self, Sender};
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -98,7 +100,7 @@ fn visitors_that_left_while_they_waited_leave_nothing_behind() {
         let before = relay.log().count(" visitor-gone");
         // Some close, some are torn off.
         for visitor in visitors.iter().step_by(2) {
-            socket2::SockRef::from(&visitor.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            socket2::SockRef::from(&visitor.stream).set_linger(Some(Duration::ZERO)).unwrap();
         }
         drop(visitors);
         let lines = relay.log().wait_for_count(before + VISITORS / 3, " demo GET /gone 499 ");
@@ -167,6 +169,32 @@ fn an_agent_hears_that_a_visitor_has_left_before_there_is_an_answer() {
     eventually("the request to be there", || (!upstream.requests().is_empty()).then_some(()));
     drop(visitor);
     told.recv_timeout(PATIENCE).unwrap();
+}
+
+#[test]
+fn a_visitor_that_breaks_off_while_nobody_takes_its_request_frees_everything() {
+    if lacks(Part::ComingRequest) || lacks(Part::ComingResponse) {
+        return;
+    }
+    // It has begun its answer, and takes no more of the request.
+    let upstream = Upstream::start(|asked| {
+        asked.wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n");
+        thread::park();
+        After::Close
+    });
+    let relay = Relay::start(&[]);
+    let agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    let mut visitor = relay.visitor();
+    visitor.send("POST /full HTTP/1.1\r\nHost: demo.localhost\r\nContent-Length: 1000000000\r\n\r\n");
+    assert_eq!(visitor.response_head("POST").unwrap().0.status(), 200);
+    visitor.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let bytes = vec![b'x'; 64 * 1024];
+    while visitor.try_send(&bytes).is_ok() {}
+    visitor.break_on_drop();
+    drop(visitor);
+    for log in [relay.log(), agent.log()] {
+        assert!(log.wait_for(" demo POST /full 200 ").ends_with("visitor-gone"));
+    }
 }
 
 #[test]

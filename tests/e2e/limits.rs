@@ -399,6 +399,20 @@ fn with_memory_full_nothing_begins_and_what_runs_goes_on() {
 }
 
 #[test]
+fn one_too_many_that_might_be_an_agent_has_no_longer_to_show_it() {
+    let args = ["--limit", "connections=1", "--limit", "surplus=1", "--timeout", "linger=1s"];
+    let relay = Relay::start(&args);
+    let mut first = relay.visitor();
+    first.send("GET / HTTP/1.1\r\n");
+    // A body of JSON is an agent's message, if it turns out to be one.
+    let mut perhaps = relay.visitor();
+    perhaps.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{");
+    perhaps.expect_end();
+    // Its place is an agent's again.
+    link(&relay, "demo");
+}
+
+#[test]
 fn heads_of_requests_that_wait_are_memory_too() {
     let relay = Relay::start(&["--limit", "memory=1000000"]);
     let upstream = Upstream::saying("fine");

@@ -131,6 +131,30 @@ fn who_reads_from_a_tunnel_may_rest_for_longer_than_others() {
 }
 
 #[test]
+fn who_reads_the_end_of_a_tunnel_may_rest_too() {
+    // About what lies in the sockets on the way: of one of these, the last bytes lie in ours.
+    for bytes in (0..10).map(|n| (n + 2) * 700_000) {
+        let patience = ["--timeout", "write=200ms"];
+        let relay = Relay::start(&patience);
+        let upstream = serve(move |wire| {
+            wire.request();
+            wire.send(TAKEN);
+            while wire.piece().is_some() {}
+            wire.send(vec![b'x'; bytes]);
+        });
+        let _agent = Agent::start(&relay, "demo", &upstream, &patience);
+        let mut resting = relay.visitor();
+        resting.send(offer("demo", "websocket"));
+        switched(&mut resting);
+        resting.shut();
+        // Only rest shows it: far longer than those may who read from anything else.
+        thread::sleep(Duration::from_millis(600));
+        assert_eq!(resting.raw(bytes).len(), bytes);
+        resting.expect_end();
+    }
+}
+
+#[test]
 fn bytes_behind_the_101_in_the_same_write_are_data() {
     let relay = Relay::start(&[]);
     let upstream = Upstream::start(|asked| {
@@ -203,6 +227,27 @@ fn a_refusal_leaves_the_link_and_the_visitor_usable() {
     assert_eq!(visitor.get("demo", "/more").text(), "fine");
     assert_eq!(upstream.connections(), 1);
     assert_eq!(relay.log().count("an agent has connected"), 1);
+}
+
+#[test]
+fn a_refusal_that_asks_for_another_protocol_says_which() {
+    let relay = Relay::start(&[]);
+    let upstream = Upstream::start(|asked| {
+        asked.body();
+        assert!(asked.head.all("Connection") == ["Upgrade"] && !asked.head.has("TE"), "{}", asked.head.text);
+        let fields =
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nContent-Length: 0\r\n\r\n";
+        let _ = asked.wire.try_send(["HTTP/1.1 426 Upgrade Required\r\n", fields].concat());
+        After::Keep
+    });
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    let mut visitor = relay.visitor();
+    for _ in 0..2 {
+        visitor.send(offer("demo", "websocket").replace("\r\n\r\n", "\r\nTE: trailers\r\n\r\n"));
+        let answer = visitor.response("GET");
+        assert_eq!((answer.status(), answer.head.get("Upgrade")), (426, Some("websocket")));
+        assert_eq!(answer.head.get("Connection"), Some("Upgrade"));
+    }
 }
 
 #[test]
