@@ -190,8 +190,9 @@ pub fn conn_ops(data: &[u8]) {
                 let done = peer.conn.send_switch(now, out, |writer| writer.field("Upgrade", "websocket"));
                 peer.says(before, done, b"switched 101");
             }
-            // In a tunnel an end is heard that was said.
-            _ if arg > 250 && !peer.failed && (!peer.conn.is_tunnel() || has_ended(other)) => {
+            // In a tunnel an end is heard once, and only where it was said.
+            _ if peer.conn.is_tunnel() && (peer.conn.has_heard_all() || !has_ended(other)) => {}
+            _ if arg > 250 && !peer.failed => {
                 let step = peer.conn.eof(now, peer.input.len());
                 note(peer, step.map(|event| event.map(|event| describe(&event, &Head::default()))), other.rash);
             }
