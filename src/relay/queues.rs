@@ -785,6 +785,13 @@ impl Relay {
             // It is settled whose it is, and the order that says so is on its way.
             None => {}
         }
+        let kept = match self.queues.coming.get(&token) {
+            Some(Coming::Undecided(_, _, head) | Coming::Whole(_, head, ..)) => head.memory(),
+            Some(Coming::Stream(_)) | None => 0,
+        };
+        if let Some(peer) = core.peer(token) {
+            peer.head = kept;
+        }
     }
 
     /// Looks whether a POST of JSON to a path that could be a queue is an agent's answer.
