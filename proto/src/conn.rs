@@ -121,7 +121,8 @@ struct Http {
     profile: Profile,
     /// The last step forward: deadlines count from here.
     since: Instant,
-    /// The end of our last request: what an answer has in all counts from here.
+    /// The end of our last request, or the last piece of the peer's: what an answer has in all, and what a body may rest, count from
+    /// here, whatever signs of life there are.
     asked_at: Instant,
 }
 
@@ -693,7 +694,18 @@ impl Conn {
         }
         if let Some(http) = self.http_mut() {
             http.since = now;
+            if http.role == Role::Server {
+                http.asked_at = now;
+            }
         }
+    }
+
+    /// Whether nothing has come of the peer's request for longer than this, its body not being whole. Only an agent of ours has to ask, whose
+    /// deadline in that state is the next sign that it is there.
+    pub fn has_stalled(&self, now: Instant, patience: Duration) -> bool {
+        self.http().is_some_and(|http| {
+            http.role == Role::Server && http.theirs() == Phase::Body && now >= http.asked_at + patience
+        })
     }
 
     /// Gives the connection up: it closes once what was appended is sent, whatever was still to be said.
@@ -954,6 +966,9 @@ impl Http {
             Role::Client => self.response(&rest[..n], head, limits)?,
         };
         self.since = now;
+        if self.role == Role::Server {
+            self.asked_at = now;
+        }
         Ok((used + n, Some(event)))
     }
 
@@ -1051,6 +1066,9 @@ impl Http {
             None => Ok((used, None)),
             Some(Part::Data(data)) => {
                 self.since = now;
+                if self.role == Role::Server {
+                    self.asked_at = now;
+                }
                 Ok((used, Some(Event::Data(data))))
             }
             Some(Part::End) => {
@@ -1183,6 +1201,10 @@ impl Http {
             // watches the others.
             (Role::Server, Phase::Idle, _) if !turned => (deadlines.idle, Wait::Idle),
             (Role::Server, Phase::Idle, _) if ours => (deadlines.silence, Wait::Silence),
+            // A request whose rest lies in the sockets on the way is whole to the relay: it waits for signs, like behind any other.
+            (Role::Server, Phase::Body, _) if turned && ours && self.ours() == Phase::Answering => {
+                (deadlines.ping.min(deadlines.body), Wait::Ping)
+            }
             (Role::Server, Phase::Body, _) => (deadlines.body, Wait::Body),
             (Role::Server, Phase::Done | Phase::MustClose | Phase::MightSwitch, _)
                 if ours && self.ours() == Phase::Answering =>

@@ -208,6 +208,34 @@ fn a_request_that_crosses_the_agents_leave_is_served_and_the_last() {
 }
 
 #[test]
+fn an_agent_gives_signs_while_a_request_is_still_coming_and_its_rest_is_not_for_ever() {
+    let mut now = Instant::default();
+    let (mut agent, mut relay) = turned(now, true);
+    relay.conn.send_request(now, &mut relay.out, (b"POST", b"/"), Body::Length(9), |f| f.field("Host", "")).unwrap();
+    relay.conn.send_data(now, b"part", &mut relay.out).unwrap();
+    carry(&mut relay, &mut agent);
+    assert_eq!(agent.hear_all(now), ["request", "data"]);
+    let body = Deadlines::default().body;
+    for _ in 0..6 {
+        assert!(!agent.conn.has_stalled(now, body));
+        assert_eq!(agent.deadline(now), Some((SECOND * 10, Wait::Ping)));
+        now = now + SECOND * 10;
+        agent.conn.send_sign(now, &mut agent.out).unwrap();
+        carry(&mut agent, &mut relay);
+        assert_eq!(relay.hear_all(now), ["alive"]);
+    }
+    assert!(agent.conn.has_stalled(now, body));
+    // Held back by us, it was not.
+    agent.conn.touch(now);
+    assert!(!agent.conn.has_stalled(now, body));
+    relay.conn.send_data(now, b"whole", &mut relay.out).unwrap();
+    relay.conn.send_end(now, None, &mut relay.out).unwrap();
+    carry(&mut relay, &mut agent);
+    assert_eq!(agent.hear_all(now), ["data", "end"]);
+    assert!(!agent.conn.has_stalled(now + body, body));
+}
+
+#[test]
 fn an_upgrade_that_crosses_the_agents_leave_can_be_taken_or_refused() {
     let now = Instant::default();
     for taken in [true, false] {

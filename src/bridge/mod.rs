@@ -975,7 +975,7 @@ impl<S: Side> App for Bridge<S> {
 
     fn lost(&mut self, core: &mut Core, token: Token, loss: Loss) {
         let now = core.now;
-        let patience = core.config.deadlines.linger;
+        let (patience, rest) = (core.config.deadlines.linger, core.config.deadlines.body);
         let Some(peer) = core.peer(token) else { return };
         match peer.seat {
             Seat::Front => self.front_lost(core, token, &loss),
@@ -1008,6 +1008,9 @@ impl<S: Side> App for Bridge<S> {
                             exchange.stage = Stage::Ending;
                         }
                         self.mark(id);
+                    }
+                    Loss::Late(Wait::Ping) if is_front && !peer.held && peer.conn.has_stalled(now, rest) => {
+                        self.front_of_exchange_lost(core, id, Loss::Late(Wait::Body));
                     }
                     Loss::Late(Wait::Ping) if is_front => {
                         // An agent says that it is at work; it may, or nothing would be due.

@@ -4,10 +4,12 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Mutex;
 use std::sync::mpsc::{self, Sender};
+use std::thread;
+use std::time::Duration;
 
 use crate::support::link::{PONG, SIGN, SWITCH_OURS, link, link_ours};
 use crate::support::upstream::{After, Upstream};
-use crate::support::wire::{Message, Wire, get, ok};
+use crate::support::wire::{Message, Wire, get, ok, post};
 use crate::support::{Agent, PATIENCE, Program, Relay, agent_command, eventually, locked};
 
 /// Times of a relay that asks often.
@@ -294,5 +296,32 @@ fn whoever_a_request_reaches_that_may_go_no_further_answers_it() {
     {
         assert_eq!(ask(method, "/x", hops).status(), 200);
         assert_eq!(upstream.last_request().get("Max-Forwards"), Some(left), "{method} {hops}");
+    }
+}
+
+#[test]
+fn an_upload_that_lies_in_the_sockets_on_the_way_is_waited_for() {
+    // To the relay a request is over when its system has it. Of one of these, the last of it lies behind that.
+    let upstream = Upstream::start(|asked| {
+        // Only a rest shows it: far longer than an agent may be silent.
+        thread::sleep(Duration::from_millis(1500));
+        let length = asked.body().map_or(0, |body| body.len());
+        let _ = asked.wire.try_send(ok(&length.to_string()));
+        After::Keep
+    });
+    let relay = Relay::start(&["--timeout", "silence=500ms", "--timeout", "ping=100ms"]);
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &["--timeout", "ping=100ms"]);
+    let uploads: Vec<_> = (0..8)
+        .map(|n| {
+            let (mut visitor, length) = (relay.visitor(), 1 + n * 1_500_000);
+            thread::spawn(move || {
+                visitor.send(post("demo", "/", &"x".repeat(length)));
+                (visitor.response("POST"), length)
+            })
+        })
+        .collect();
+    for upload in uploads {
+        let (answer, length) = upload.join().unwrap();
+        assert_eq!((answer.status(), answer.text()), (200, length.to_string()));
     }
 }
