@@ -814,11 +814,11 @@ impl<S: Side> Bridge<S> {
         let gone = matches!(code, Code::VISITOR_GONE | Code::WRITE_TIMEOUT);
         if let Some(peer) = core.peer(front) {
             peer.seat = Seat::Front;
-            if gone || peer.is_deaf() {
-                core.drop_peer(front);
-            } else if is_http10(&exchange.head) {
-                // To a visitor of HTTP/1.0 the end of the connection is the end of the body.
+            if is_http10(&exchange.head) {
+                // To a visitor of HTTP/1.0 the end of the connection is the end of the body. It may have gone only half.
                 peer.transport().break_on_close();
+                core.drop_peer(front);
+            } else if gone || peer.is_deaf() {
                 core.drop_peer(front);
             } else {
                 // What there is of the answer arrives, and lacks its end.

@@ -246,6 +246,18 @@ fn a_visitor_that_half_closed_waits_for_a_moment_only() {
 }
 
 #[test]
+fn a_visitor_of_http_1_0_that_half_closed_does_not_take_half_an_answer_for_the_whole() {
+    let relay = Relay::start(&["--timeout", "half-close=300ms"]);
+    let mut link = link(&relay, "demo");
+    let mut visitor = relay.visitor();
+    visitor.send("GET / HTTP/1.0\r\nHost: demo.localhost\r\n\r\n").shut();
+    link.request();
+    link.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n");
+    visitor.expect_reset();
+    assert!(relay.log().wait_for(" demo GET / 200 ").ends_with(" visitor-gone"));
+}
+
+#[test]
 fn a_link_that_stops_in_the_middle_of_its_answer_breaks_off() {
     let relay = Relay::start(&["--timeout", "stream=300ms", "--timeout", "link=300ms"]);
     let mut link = link(&relay, "demo");

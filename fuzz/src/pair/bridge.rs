@@ -645,11 +645,11 @@ impl World {
         let now = self.now;
         let front = self.end(exchange.front);
         front.seat = Seat::Front;
-        if gone || front.incoming == Incoming::Reset {
-            front.drop_it();
-        } else if exchange.head.version() == Version::Http10 {
+        if exchange.head.version() == Version::Http10 {
             self.wires[exchange.front.0].reset();
             self.end(exchange.front).drop_it();
+        } else if gone || front.incoming == Incoming::Reset {
+            front.drop_it();
         } else {
             front.conn.close(now);
         }
