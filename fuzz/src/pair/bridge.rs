@@ -235,7 +235,6 @@ impl World {
         let end = self.end(link);
         if end.is_alive() && end.conn.is_link() {
             end.conn.leave(now, &mut end.out);
-            self.left = true;
         }
     }
 

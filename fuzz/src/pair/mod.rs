@@ -62,8 +62,6 @@ struct World {
     stories: Vec<Story>,
     /// Nothing has gone wrong so far.
     fair: bool,
-    /// An agent has had no more use for a link.
-    left: bool,
     /// An upstream has said what it was not asked: one that is asked in that moment is taken to have answered so.
     junk: bool,
     now: Instant,
@@ -80,7 +78,6 @@ pub fn pair(data: &[u8]) {
         serving: BTreeMap::new(),
         stories: Vec::new(),
         fair: true,
-        left: false,
         junk: false,
         now: Instant::default(),
         config: Config { limits, ..Config::default() },

@@ -507,7 +507,7 @@ impl World {
     }
 
     fn heard_at(&mut self, wire: usize, said: Said) {
-        let World { wires, stories, now, fair, left, .. } = self;
+        let World { wires, stories, now, fair, .. } = self;
         let end = &mut wires[wire].ends[1];
         let serving = self.serving.entry(wire).or_insert(Serving::Nothing);
         match (said, *serving) {
@@ -526,8 +526,7 @@ impl World {
                 *serving = Serving::Request(number, story.arrivals.len());
                 let offered = tunnel::offered(&end.head, framing).collect::<Vec<_>>();
                 assert!(offered.is_empty() || offered == [b"probe"] && story.wish == Wish::Switch);
-                // An agent that leaves its link offers nothing more on it.
-                assert!(!*fair || *left || story.wish != Wish::Switch || !offered.is_empty());
+                assert!(!*fair || story.wish != Wish::Switch || !offered.is_empty());
                 story.arrivals.push(Arrival { offered: !offered.is_empty(), ..Arrival::default() });
             }
             (Said::Data(data), Serving::Request(number, arrival)) => {
