@@ -46,9 +46,18 @@ chaos: ## Stop, kill and starve programs, break wires, let visitors leave: every
 fixtures: ## Write the generated fixtures anew (the printed table of legal moves)
 	PTTH_FIXTURES=write cargo test --package ptth-proto --test table
 
-fuzz: ## Fuzz each parser and machine for a minute (needs cargo-fuzz)
-	for target in $$(cd fuzz/fuzz_targets && ls *.rs | sed 's/\.rs$$//'); do \
-	  RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=60 || exit 1; done
+fuzz: ## Fuzz each parser and machine for a minute (installs cargo-fuzz if it is missing)
+	cargo fuzz --version > /dev/null 2>&1 || cargo install cargo-fuzz
+	PTTH_CORPUS=write cargo test --quiet --package ptth-fuzz every_target_has_seeds
+	sanitizer=$$($(SANITIZER)); for target in $$(cd fuzz/fuzz_targets && ls *.rs | sed 's/\.rs$$//'); do \
+	  RUSTC_BOOTSTRAP=1 CARGO_PROFILE_RELEASE_LTO=off cargo fuzz run --sanitizer $$sanitizer $$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -timeout=25 -print_final_stats=1 || exit 1; done
+
+FUZZ_SECONDS = 60
+# Our own code has nothing unsafe that the address sanitizer could find fault with, its dependencies have: where it can be linked
+# it looks on. Not with link-time optimization, which loses symbols of the two together.
+SANITIZER = mkdir -p target && echo 'fn main() {}' | RUSTC_BOOTSTRAP=1 rustc -Zsanitizer=address -o target/sanitized - \
+	2> /dev/null && target/sanitized && echo address || echo none
 
 deny: ## Check licences and advisories of the dependencies (needs cargo-deny)
 	cargo deny check

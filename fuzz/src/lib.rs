@@ -1,7 +1,7 @@
 //! What the fuzz targets do with their bytes. Each takes any bytes and panics when a promise of `ptth-proto` is broken; the
 //! programs in `fuzz_targets/` only call them, and so does a short test here, so that `cargo test` has tried them too.
 //!
-//! `cargo +nightly fuzz run conn_bytes` looks for more, as long as it is let.
+//! `make fuzz` looks for more; `fuzz/README.md` says what each target promises.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a broken promise is to be seen")]
 

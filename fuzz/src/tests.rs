@@ -160,6 +160,16 @@ fn every_target_has_seeds() {
     }
 }
 
+/// `PTTH_FOUND=fuzz/artifacts/TARGET/crash-…` tries what the fuzzer has found, and prints it in the notation of the fixtures.
+#[test]
+fn what_was_found() {
+    let Some(path) = env::var_os("PTTH_FOUND") else { return };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    let name = path.parent().and_then(Path::file_name).unwrap();
+    let target = TARGETS.into_iter().find(|(target, _)| name == *target).expect("in a folder named by a target");
+    try_one(target, &fs::read(&path).unwrap());
+}
+
 fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
