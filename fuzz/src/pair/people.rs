@@ -376,7 +376,7 @@ impl Visitor {
             }
             (Said::Response(_), Hearing::Head(_)) => {
                 self.hearing = if value(head, b"Page").is_some() {
-                    assert!(head.status() >= 400);
+                    assert!(!fair && head.status() >= 400, "{} although nothing went wrong", head.status());
                     Hearing::Page(0)
                 } else {
                     let arrival = story.arrival_in(number, head);
