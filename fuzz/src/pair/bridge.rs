@@ -233,7 +233,9 @@ impl World {
     pub(super) fn leave(&mut self, link: At) {
         let now = self.now;
         let end = self.end(link);
-        if end.is_alive() && end.conn.is_link() {
+        // An answer that has begun did not say that it is the last one.
+        let tells = end.seat == Seat::Front || end.conn.can_respond();
+        if end.is_alive() && end.conn.is_link() && tells {
             end.conn.leave(now, &mut end.out);
         }
     }

@@ -235,7 +235,7 @@ impl Wire {
         count > 0 || end.life != before
     }
 
-    /// Lets up to `most` bytes of one direction arrive, and their end when it follows.
+    /// Lets up to `most` bytes of one direction arrive, or their end, which comes by itself.
     pub(super) fn deliver(&mut self, from: usize, most: usize) -> bool {
         let last = match self.ends[from].life {
             Life::Open => Incoming::Open,
@@ -254,7 +254,7 @@ impl Wire {
             count = most.min(flight.len()).min(MOST_INPUT.saturating_sub(reader.input.len()));
             reader.input.extend(flight.drain(..count));
         }
-        if flight.is_empty() {
+        if count == 0 && flight.is_empty() {
             reader.incoming = last;
         }
         count > 0 || reader.incoming != Incoming::Open
