@@ -1094,8 +1094,7 @@ impl<S: Side> App for Bridge<S> {
         core.set_timer(drain, DRAINED);
         if !self.side.keeps_its_door_open() {
             // Whoever has knocked believes to be in.
-            core.accept_all(self);
-            core.close_listeners();
+            core.close_listeners(self);
         }
         self.side.stop(core, &mut self.orders);
         let is_busy = |peer: &Peer| matches!(peer.seat, Seat::Exchange(_)) && peer.conn.can_respond();

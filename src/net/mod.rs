@@ -39,6 +39,13 @@ pub fn listen(address: SocketAddr, shared: bool, idle: Duration, patience: Durat
     Ok(TcpListener::from_std(socket.into()))
 }
 
+/// Lets nobody else queue at a listener that is about to be closed: whoever has been let into its queue is reset with it. Where
+/// the system has more than one connection in a queue of 0 (Linux has one), the last one between an empty queue and the close is.
+pub fn let_no_more_queue(listener: &TcpListener) {
+    // If it can't be done, a few more may be reset.
+    let _ = rustix::net::listen(listener, 0);
+}
+
 /// What carries a connection's bytes.
 #[derive(Debug)]
 pub enum Transport {

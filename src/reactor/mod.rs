@@ -212,18 +212,15 @@ impl Core {
         Ok(at)
     }
 
-    /// Accepts all that wait at the door.
-    pub fn accept_all(&mut self, app: &mut impl App) {
+    /// Accepts all that wait at the door, and nothing more.
+    pub fn close_listeners(&mut self, app: &mut impl App) {
         for listener in &mut self.listeners {
+            net::let_no_more_queue(&listener.socket);
             listener.ready = true;
         }
         while self.knocks() {
             self.accept(app);
         }
-    }
-
-    /// Accepts nothing more.
-    pub fn close_listeners(&mut self) {
         for mut listener in self.listeners.drain(..) {
             let _ = self.registry.deregister(&mut listener.socket);
         }

