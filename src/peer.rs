@@ -21,12 +21,17 @@ pub enum Seat {
     Front,
     /// In an exchange, on either end of it.
     Exchange(usize),
+    /// On a link with several requests: what comes is the answer to one that nobody waits for any more.
+    Nobody,
     /// The program's own business: a handshake, a parked back, a built-in page.
     Own,
 }
 
 /// The [`Peer::key`] of a peer that the program has given none.
 pub const NO_KEY: usize = usize::MAX;
+
+/// In [`Peer::line`]: nobody waits for this answer any more.
+pub const NOBODY: usize = usize::MAX;
 
 /// How many times over the end of a peer that goes on sending is waited for: nginx lingers 30 s in all.
 const LINGERS: u32 = 15;
@@ -102,6 +107,10 @@ pub struct Peer {
     pub remote: Remote,
     /// Who acts on what it says.
     pub seat: Seat,
+    /// Exchanges on it behind the one of its seat, in the order of their requests; [`NOBODY`] for one that is over.
+    pub line: Vec<usize>,
+    /// Which agent a link leads to, where that has said so: the start of the names of answers that it sets aside.
+    pub agent: Option<u64>,
     /// A number of the program's own: what this connection is to it.
     pub key: usize,
     /// A deadline that the connection itself does not know of.
@@ -154,6 +163,8 @@ impl Peer {
             output: OutBuf::default(),
             remote,
             seat: Seat::Front,
+            line: Vec::new(),
+            agent: None,
             key: NO_KEY,
             wait: None,
             fed: false,
@@ -290,6 +301,11 @@ impl Peer {
             read: open && !self.eof && self.conn.wants_read() && self.input.len() < most_input(config),
             write: open && !self.output.is_empty(),
         }
+    }
+
+    /// Whether the socket may have more than was read.
+    pub fn is_readable(&self) -> bool {
+        self.readable && !self.eof
     }
 
     /// Whether there is something to read that is wanted.

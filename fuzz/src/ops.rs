@@ -256,6 +256,7 @@ fn describe(event: &Event<'_>, head: &Head) -> Vec<u8> {
         Event::Informational => format!("informational {}", head.status()).into_bytes(),
         // A 102 either way: which it is depends on whether a request was on its way.
         Event::Alive | Event::Leaving => b"alive".to_vec(),
+        Event::Aside => b"aside".to_vec(),
         Event::Response(_) => format!("response {}", head.status()).into_bytes(),
         Event::Turned => b"turned".to_vec(),
         Event::Switched => format!("switched {}", head.status()).into_bytes(),

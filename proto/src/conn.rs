@@ -44,6 +44,9 @@ pub enum Event<'a> {
     Informational,
     /// An agent of ours says that it is there, and no answer yet: nothing that the visitor is to hear of.
     Alive,
+    /// An agent of ours has set the answer to our oldest request aside, under the name in `head`'s `Ptth-Aside`: on another link it can
+    /// be asked for. Here it is over, and the next answer is that to the next request.
+    Aside,
     /// An agent of ours is done with its idle link, which is closed.
     Leaving,
     /// A final response's head; it stands in `head`. To an offer: the refusal.
@@ -124,6 +127,51 @@ struct Http {
     /// The end of our last request, or the last piece of the peer's: what an answer has in all, and what a body may rest, count from
     /// here, whatever signs of life there are.
     asked_at: Instant,
+    /// What was asked behind the request in progress, and is not answered before that is.
+    behind: Line,
+}
+
+/// Requests on a link behind the one in progress: whole ones without a body, of methods that may be repeated, between our own two
+/// sides (`docs/links.md`).
+#[derive(Clone, Copy, Debug, Default)]
+struct Line {
+    state: Follow,
+    count: u8,
+    /// Which of them are HEAD, the oldest in the lowest bit.
+    heads: u32,
+}
+
+/// Whether more may follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Follow {
+    /// None: the request in progress is alone.
+    #[default]
+    No,
+    Yes,
+    /// Not any more: the connection ends behind those that are there.
+    NoMore,
+}
+
+/// As many as there are bits for, and one in progress.
+const MOST_BEHIND: u8 = 31;
+
+impl Line {
+    fn has_room(&self) -> bool {
+        self.state == Follow::Yes && self.count < MOST_BEHIND
+    }
+
+    fn push(&mut self, asked: Asked) {
+        self.heads |= u32::from(asked == Asked::Head) << self.count;
+        self.count += 1;
+    }
+
+    /// The next one, and whether it is the last that is answered.
+    fn pop(&mut self) -> Option<(Asked, bool)> {
+        self.count = self.count.checked_sub(1)?;
+        let asked = if self.heads & 1 == 1 { Asked::Head } else { Asked::Other };
+        self.heads >>= 1;
+        Some((asked, self.count == 0 && self.state == Follow::NoMore))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -200,7 +248,7 @@ impl Conn {
 
     /// Whether both sides know what `docs/links.md` says.
     pub fn is_ours(&self) -> bool {
-        self.http().is_some_and(|http| http.profile == Profile::Ours)
+        self.http().is_some_and(|http| http.profile.is_ours())
     }
 
     /// Whether the relay was told that this idle link goes, and has not closed it yet.
@@ -231,6 +279,7 @@ impl Conn {
     /// this one.
     pub fn wants_read(&self) -> bool {
         match &self.state {
+            State::Link(http) if http.role == Role::Server && http.behind.has_room() => true,
             State::Http(http)
             | State::Offering(http)
             | State::Pausing(http)
@@ -398,7 +447,7 @@ impl Conn {
                 self.state = State::Closed(CloseReason::NotKept);
                 Ok(Some(Event::Leaving))
             }
-            (_, event @ (Event::End { .. } | Event::Closed)) => {
+            (_, event @ (Event::End { .. } | Event::Aside | Event::Closed)) => {
                 self.settle(now);
                 Ok(Some(event))
             }
@@ -551,12 +600,121 @@ impl Conn {
     /// When no answer is due, or the relay would not understand it.
     pub fn send_sign(&mut self, now: Instant, out: &mut Vec<u8>) -> Result<(), Error> {
         let State::Link(http) = &mut self.state else { return Err(Misuse::OutOfTurn.into()) };
-        if http.profile != Profile::Ours {
+        if !http.profile.is_ours() {
             return Err(Misuse::OutOfTurn.into());
         }
         http.exchange.make(http.role, Move::Informational)?;
         http.since = now;
         out.extend_from_slice(b"HTTP/1.1 102 Processing\r\nPtth-Accept: ping\r\n\r\n");
+        Ok(())
+    }
+
+    /// Further requests may follow the one in progress before its answer: it has no body, its method may be repeated, and its
+    /// fields said so ([`upgrade::ASIDE`]).
+    ///
+    /// # Errors
+    /// When the peer would not understand it, or no such request is in progress.
+    pub fn open_line(&mut self) -> Result<(), Error> {
+        let State::Link(http) = &mut self.state else { return Err(Misuse::OutOfTurn.into()) };
+        let whole = http.exchange.phase(Role::Client) == Phase::Done;
+        if http.role != Role::Client || http.profile != Profile::Pipelining || !whole {
+            return Err(Misuse::OutOfTurn.into());
+        }
+        http.behind.state = Follow::Yes;
+        Ok(())
+    }
+
+    /// Whether requests can be sent on this link before those that are there are answered, once its line is [open](Conn::open_line).
+    pub fn can_pipeline(&self) -> bool {
+        self.http().is_some_and(|http| http.profile == Profile::Pipelining)
+    }
+
+    /// Whether the request in progress is one that others may follow, or has followed such a one.
+    pub fn is_in_line(&self) -> bool {
+        self.http().is_some_and(|http| http.behind.state != Follow::No)
+    }
+
+    /// Whether [`Conn::send_ahead`] can be called now.
+    pub fn has_room_behind(&self) -> bool {
+        matches!(&self.state, State::Link(http) if http.behind.has_room() && http.exchange.is_kept())
+    }
+
+    /// Sends a whole request without a body behind the one in progress, which is not answered yet. `fields` are all, `Host` and the mark
+    /// among them.
+    ///
+    /// # Errors
+    /// When none may follow, or a value can't be sent; nothing is appended then.
+    pub fn send_ahead(
+        &mut self,
+        out: &mut Vec<u8>,
+        (method, target): (&[u8], &[u8]),
+        fields: impl FnOnce(&mut FieldWriter<'_>),
+    ) -> Result<(), Error> {
+        let may = self.has_room_behind();
+        let State::Link(http) = &mut self.state else { return Err(Misuse::OutOfTurn.into()) };
+        if http.role != Role::Client || !may {
+            return Err(Misuse::OutOfTurn.into());
+        }
+        let start = out.len();
+        let done = head::write_request_line(method, target, out).and_then(|()| {
+            let mut writer = FieldWriter::new(out);
+            fields(&mut writer);
+            writer.finish()
+        });
+        undo(done, out, start)?;
+        http.behind.push(Asked::by(method));
+        Ok(())
+    }
+
+    /// Takes a request from a relay of ours that stands behind others which are not answered yet, like [`Conn::recv`]. Gives how many
+    /// bytes are done with, and whether a request is in `head`.
+    ///
+    /// # Errors
+    /// When something else stands there, or a limit is broken.
+    pub fn recv_ahead(&mut self, input: &[u8], head: &mut Head, config: &Config) -> Result<(usize, bool), Error> {
+        let State::Link(http) = &mut self.state else { return Ok((0, false)) };
+        let is_next = http.role == Role::Server
+            && http.theirs() == Phase::Done
+            && matches!(http.ours(), Phase::Answering | Phase::Body)
+            && http.behind.has_room();
+        if !is_next || input.is_empty() {
+            return Ok((0, false));
+        }
+        let limits = config.limits.of_link();
+        let Reading::Head { scanner, .. } = &mut http.reading else { return Ok((0, false)) };
+        let step = match scanner.find_end(input, LineEnds::Crlf, limits.head) {
+            Ok(None) => return Ok((0, false)),
+            Ok(Some(n)) => {
+                http.reading = Reading::HEAD;
+                http.request_behind(&input[..n], head, &limits).map(|()| (n, true))
+            }
+            Err(error) => Err(error),
+        };
+        step.inspect_err(|error| self.break_off(*error))
+    }
+
+    /// Tells a relay of ours that the answer to its oldest request won't come here, but when it asks for it by this name on another
+    /// link; here the next one follows.
+    ///
+    /// # Errors
+    /// When an answer has begun, or none may be set aside.
+    pub fn send_aside(&mut self, now: Instant, out: &mut Vec<u8>, name: &[u8]) -> Result<(), Error> {
+        let State::Link(http) = &mut self.state else { return Err(Misuse::OutOfTurn.into()) };
+        if http.role != Role::Server || http.behind.state == Follow::No || http.theirs() != Phase::Done {
+            return Err(Misuse::OutOfTurn.into());
+        }
+        let mut exchange = http.exchange;
+        exchange.make(Role::Server, Move::Response)?;
+        exchange.make(Role::Server, Move::End)?;
+        let start = out.len();
+        let done = head::write_status_line(102, head::reason(102).as_bytes(), out).and_then(|()| {
+            let mut writer = FieldWriter::new(out);
+            writer.field("Ptth-Aside", name);
+            writer.finish()
+        });
+        undo(done, out, start)?;
+        http.exchange = exchange;
+        self.settle(now);
         Ok(())
     }
 
@@ -728,6 +886,13 @@ impl Conn {
     pub fn do_not_keep(&mut self) {
         let idle = self.is_idle();
         let Some(http) = self.http_mut() else { return };
+        if http.behind.state != Follow::No {
+            http.behind.state = Follow::NoMore;
+        }
+        if http.behind.count > 0 {
+            // Those who were asked for are answered.
+            return;
+        }
         http.exchange.do_not_keep();
         if idle {
             self.state = State::Closed(CloseReason::Draining);
@@ -748,7 +913,7 @@ impl Conn {
     /// under a request that may be on its way: the relay is told, and closes it, now or behind the answer to that request.
     pub fn leave(&mut self, now: Instant, out: &mut Vec<u8>) {
         match self.state {
-            State::Link(mut http) if http.profile == Profile::Ours && http.role == Role::Server && http.is_idle() => {
+            State::Link(mut http) if http.profile.is_ours() && http.role == Role::Server && http.is_idle() => {
                 out.extend_from_slice(b"HTTP/1.1 102 Processing\r\nConnection: close\r\n\r\n");
                 http.exchange.do_not_keep();
                 http.since = now;
@@ -810,9 +975,7 @@ impl Conn {
             _ => return,
         };
         if http.exchange.start_next() {
-            http.reading = Reading::HEAD;
-            http.asked = Asked::Other;
-            http.since = now;
+            http.start_next(now);
             return;
         }
         let (ours, theirs) = (http.ours(), http.theirs());
@@ -900,7 +1063,48 @@ impl Http {
             profile,
             since: now,
             asked_at: now,
+            behind: Line::default(),
         }
+    }
+
+    /// The next exchange begins: with a request that was asked already, if there is one.
+    fn start_next(&mut self, now: Instant) {
+        // Of a server's side, the next request may have begun to come.
+        if self.role == Role::Client || self.behind.state == Follow::No {
+            self.reading = Reading::HEAD;
+        }
+        self.asked = Asked::Other;
+        self.since = now;
+        match self.behind.pop() {
+            None => self.behind.state = Follow::No,
+            Some((asked, last)) => {
+                self.asked = asked;
+                self.asked_at = now;
+                let asked = self.exchange.make(Role::Client, Move::Request);
+                let done = asked.and_then(|()| self.exchange.make(Role::Client, Move::End));
+                debug_assert!(done.is_ok(), "a new exchange takes a request");
+                if last {
+                    self.exchange.do_not_keep();
+                }
+            }
+        }
+    }
+
+    /// A whole request's head that may stand behind another one.
+    fn request_behind(&mut self, whole: &[u8], head: &mut Head, limits: &Limits) -> Result<(), Error> {
+        head.parse_request(whole, limits)?;
+        let asked = Asked::by(head.method());
+        head::host(&head.fields)?;
+        let fits = matches!(head.method(), b"GET" | b"HEAD")
+            && framing(head, None)? == Framing::Empty
+            && head.version() == Version::Http11
+            && is_kept(head)
+            && head.fields.lists(Name::PtthAccept, upgrade::ASIDE);
+        if !fits {
+            return Err(Fault::UnexpectedData.into());
+        }
+        self.behind.push(asked);
+        Ok(())
     }
 
     fn ours(&self) -> Phase {
@@ -928,7 +1132,7 @@ impl Http {
         ends: LineEnds,
     ) -> Result<(usize, Option<Event<'a>>), Error> {
         match (self.role, self.theirs()) {
-            (Role::Client, Phase::Idle) if !input.is_empty() && self.profile == Profile::Ours => {
+            (Role::Client, Phase::Idle) if !input.is_empty() && self.profile.is_ours() => {
                 self.recv_leave(now, input, head, limits)
             }
             // RFC 9112 §9.2: bytes on a connection without an outstanding request are no response.
@@ -1010,6 +1214,10 @@ impl Http {
             self.exchange.do_not_keep();
         }
         self.reading = Reading::Body(framing.into());
+        let may_follow = self.profile == Profile::Pipelining && framing == Framing::Empty && self.exchange.is_kept();
+        if may_follow && head.fields.lists(Name::PtthAccept, upgrade::ASIDE) {
+            self.behind.state = Follow::Yes;
+        }
         Ok(Event::Request(framing))
     }
 
@@ -1031,8 +1239,13 @@ impl Http {
                 let mark = |fields: &Fields| {
                     fields.lists(Name::PtthAccept, upgrade::PING) || fields.lists(Name::Connection, b"close")
                 };
-                let sign = self.profile == Profile::Ours && head.status() == 102 && mark(&head.fields);
-                return Ok(if sign { Event::Alive } else { Event::Informational });
+                let ours = self.profile.is_ours() && head.status() == 102;
+                if ours && self.behind.state != Follow::No && head.fields.has(Name::PtthAside) {
+                    self.exchange.make(Role::Server, Move::Response)?;
+                    self.exchange.make(Role::Server, Move::End)?;
+                    return Ok(Event::Aside);
+                }
+                return Ok(if ours && mark(&head.fields) { Event::Alive } else { Event::Informational });
             }
             _ => {}
         }
@@ -1193,7 +1406,7 @@ impl Http {
     }
 
     fn deadline(&self, deadlines: &Deadlines, turned: bool) -> Option<(Instant, Duration, Wait)> {
-        let ours = self.profile == Profile::Ours;
+        let ours = self.profile.is_ours();
         let (patience, wait) = match (self.role, self.theirs(), &self.reading) {
             // On a link where we ask, it is the head by which the agent goes.
             (_, Phase::Idle, Reading::Head { scanner, .. }) if !scanner.is_fresh() => (deadlines.head, Wait::Head),

@@ -31,6 +31,7 @@ impl End {
             Event::Offer(_) => "offer",
             Event::Informational => "informational",
             Event::Alive => "alive",
+            Event::Aside => "aside",
             Event::Leaving => "leaving",
             Event::Response(_) => "response",
             Event::Turned => "turned",

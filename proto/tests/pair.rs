@@ -332,6 +332,7 @@ fn heard(event: &Event<'_>, head: &Head) -> Vec<u8> {
         Event::Offer(_) => b"offer".to_vec(),
         Event::Informational => format!("informational {}", head.status()).into_bytes(),
         Event::Alive => b"alive".to_vec(),
+        Event::Aside => b"aside".to_vec(),
         Event::Leaving => b"leaving".to_vec(),
         Event::Response(_) => format!("response {}", head.status()).into_bytes(),
         Event::Turned => b"turned".to_vec(),

@@ -8,6 +8,7 @@ pub mod polls;
 pub mod upstream;
 
 use std::borrow::Cow;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -129,6 +130,8 @@ const AGENT: &str = concat!("ptth-reverse/", env!("CARGO_PKG_VERSION"));
 pub struct Agent {
     via: Via,
     name: String,
+    /// Who it is to a relay of ours, by chance alone: nobody else can name the answers that it sets aside.
+    me: u64,
     public_url: String,
     token: Option<String>,
     host_header: Option<String>,
@@ -168,6 +171,8 @@ pub fn start(settings: Settings) -> Result<Reactor<Bridge<Agent>>, String> {
     let agent = Agent {
         via,
         name,
+        // The standard library seeds its hash tables from the system.
+        me: RandomState::new().build_hasher().finish(),
         public_url,
         token,
         host_header,
@@ -254,11 +259,12 @@ impl Agent {
             if self.dialect == Dialect::Auto {
                 // A relay that won't turn the connection, or doesn't see that it may, is to answer as if it were polled, and at
                 // once.
-                fields.field("Ptth-Accept", "comet, base64, ping");
+                fields.field("Ptth-Accept", "comet, base64, ping, pipeline");
                 fields.field("Prefer", "wait=0");
             } else {
-                fields.field("Ptth-Accept", "ping");
+                fields.field("Ptth-Accept", "ping, pipeline");
             }
+            fields.field("Ptth-Aside", format!("{:016x}", self.me));
             if let Some(token) = &self.token {
                 fields.parts(b"Authorization", &[b"Bearer ", token.as_bytes()]);
             }
@@ -558,6 +564,19 @@ impl Side for Agent {
         if !self.upstream.park(back, most) {
             core.drop_peer(back);
         }
+    }
+
+    fn agent(&self) -> u64 {
+        self.me
+    }
+
+    fn taken_up(&mut self, core: &mut Core, exchange: &Exchange) {
+        if self.links.is_busy(exchange.key)
+            && let Some(front) = core.peer(exchange.front)
+        {
+            front.conn.do_not_keep();
+        }
+        self.fill(core);
     }
 
     fn front_kept(&mut self, core: &mut Core, front: Token) {

@@ -11,7 +11,7 @@ use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::Head;
 
 use super::BackFault;
-use super::exchange::{Exchange, Intake, Kind, Stage};
+use super::exchange::{Exchange, Intake, Kind, Lane, Stage};
 use crate::answer::{Answer, Code, code_of};
 use crate::peer::Peer;
 use crate::reactor::Core;
@@ -26,6 +26,10 @@ pub(super) enum Flow {
     Over,
     /// There is to be no tunnel.
     Refused,
+    /// The agent has set the answer aside.
+    Aside,
+    /// The answer is not whole, and others would have to wait for it.
+    Long,
     /// One end of the tunnel is gone before its time.
     Broken(Token),
     /// The front failed.
@@ -151,8 +155,20 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
     let Some((from, to, head, config)) = core.between(back, exchange.front) else {
         return Flow::Back(BackFault::Lost(None));
     };
-    if from.is_connecting() || hold(from, to, most, now) {
+    // What comes on a link with others is small, and never held back for one visitor's pace.
+    if from.is_connecting() || exchange.lane != Lane::Ahead && hold(from, to, most, now) {
         return Flow::Still;
+    }
+    if let Some(kept) = exchange.kept.take() {
+        let (head, framing) = &*kept;
+        let whole = exchange.lane != Lane::InLine || is_complete(from, *framing, from.input.bytes(), config);
+        if whole {
+            let begun = begin_response(to, head, *framing, now);
+            return begun.unwrap_or_else(|error| Flow::Back(BackFault::Protocol(error)));
+        }
+        let waits = may_become_whole(from, *framing, config);
+        exchange.kept = Some(kept);
+        return if waits { Flow::Still } else { Flow::Long };
     }
     if exchange.stage == Stage::Ending {
         return match to.conn.send_end(now, None, to.output.vec()) {
@@ -176,8 +192,12 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
         from.input.consume(used);
         return Flow::Moved;
     }
-    exchange.heard = true;
+    exchange.heard = event != Event::Aside;
     let flow = match event {
+        Event::Aside => {
+            exchange.aside = head.fields.first(Name::PtthAside).map(Box::from);
+            Ok(Flow::Aside)
+        }
         Event::Informational if exchange.kind == Kind::Connect => Ok(Flow::Moved),
         Event::Informational => inform(to, head),
         Event::Switched => {
@@ -193,6 +213,11 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
             exchange.status = head.status();
             exchange.code = code_of(head);
             let rest = from.input.len() - used;
+            if exchange.lane == Lane::InLine && !is_complete(from, framing, &from.input.bytes()[used..], config) {
+                exchange.kept = Some(Box::new((head.clone(), framing)));
+                from.input.consume(used);
+                return if may_become_whole(from, framing, config) { Flow::Still } else { Flow::Long };
+            }
             if from.conn.is_speaking() {
                 // It need not take the rest of what it has answered already, nor its system acknowledge that.
                 from.transport().keep_alive(config.deadlines.keepalive);
@@ -349,6 +374,33 @@ fn is_whole(framing: Framing, rest: usize) -> bool {
         Framing::Length(length) => length <= rest as u64,
         Framing::Chunked | Framing::UntilClose => false,
     }
+}
+
+/// Whether all of the response's body is there.
+fn is_complete(from: &Peer, framing: Framing, rest: &[u8], config: &Config) -> bool {
+    let most = config.limits.whole;
+    match framing {
+        Framing::Empty => true,
+        Framing::Length(length) => length <= most.min(rest.len()) as u64,
+        Framing::Chunked if rest.len() > most => false,
+        Framing::Chunked => {
+            let (mut probe, mut rest, mut head) = (from.conn.clone(), rest, Head::default());
+            loop {
+                match probe.recv(Instant::default(), rest, &mut head, config) {
+                    Ok((_, Some(Event::End { .. }))) => return true,
+                    Ok((used, Some(Event::Data(_)))) => rest = &rest[used..],
+                    _ => return false,
+                }
+            }
+        }
+        Framing::UntilClose => from.eof && rest.len() <= most,
+    }
+}
+
+/// Whether a response that is not whole may be so in a moment: it is short, and its socket has more.
+fn may_become_whole(from: &Peer, framing: Framing, config: &Config) -> bool {
+    let short = !matches!(framing, Framing::Length(length) if length > config.limits.whole as u64);
+    short && from.is_readable() && from.input.len() <= config.limits.whole
 }
 
 fn inform(to: &mut Peer, head: &Head) -> Result<Flow, Error> {

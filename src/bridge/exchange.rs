@@ -34,10 +34,25 @@ pub enum Stage {
     Asking,
     /// The bodies flow.
     Streaming,
+    /// It has its answer, one of our own, which waits for its turn.
+    Answered,
     /// The response's body has ended by silence; the front is to hear its end.
     Ending,
     /// No messages any more: bytes both ways.
     Tunnel,
+}
+
+/// How the exchange stands to others on its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// It has its connections to itself.
+    Own,
+    /// A relay's: its request stands with others on one link, and its answer comes in its turn.
+    Ahead,
+    /// An agent's: it came so. Its answer goes home in its turn, and whole.
+    InLine,
+    /// An agent's: its answer was set aside until the relay asks for it; it has no front.
+    Aside,
 }
 
 /// What the request's body is held to.
@@ -66,6 +81,12 @@ pub struct Exchange {
     pub kind: Kind,
     /// How far it has come.
     pub stage: Stage,
+    /// How it stands to others on its link.
+    pub lane: Lane,
+    /// By what name an agent has set its answer aside.
+    pub aside: Option<Box<[u8]>>,
+    /// The head of its response, which is not whole yet and can't be given before it is.
+    pub kept: Option<Box<(Head, Framing)>>,
     /// The request's head.
     pub head: Head,
     /// The request's framing.
@@ -141,6 +162,9 @@ impl Exchanges {
             back: None,
             kind: Kind::Http,
             stage: Stage::Waiting,
+            lane: Lane::Own,
+            aside: None,
+            kept: None,
             head: self.heads.pop().unwrap_or_default(),
             framing,
             intake: Intake::Free,

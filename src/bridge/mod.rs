@@ -9,6 +9,7 @@
 mod carry;
 pub mod exchange;
 pub(crate) mod hops;
+pub(crate) mod line;
 
 use std::borrow::Cow;
 use std::io;
@@ -30,7 +31,7 @@ use crate::peer::{NO_KEY, Peer, Seat, Twin};
 use crate::reactor::{App, Core, Door, Loss, Mailbox, Message};
 use carry::{Flow, ask, home};
 pub(crate) use carry::{hold, too_large};
-use exchange::{Exchange, Exchanges, Kind, Stage};
+use exchange::{Exchange, Exchanges, Kind, Lane, Stage};
 
 /// Where a request goes.
 #[derive(Debug)]
@@ -124,6 +125,14 @@ pub trait Side {
     fn told(&mut self, _: Code) {}
     /// The exchange is done with its back, which is idle and can serve another.
     fn release(&mut self, core: &mut Core, back: Token, orders: &mut Vec<Order>);
+    /// What the names of answers begin with that this agent sets aside.
+    fn agent(&self) -> u64 {
+        0
+    }
+    /// An agent has set the answer of this exchange aside.
+    fn was_set_aside(&mut self, _: &Exchange) {}
+    /// The exchange, whose answer was set aside, has a front again.
+    fn taken_up(&mut self, _: &mut Core, _: &Exchange) {}
     /// The front has answered and is kept for more.
     fn front_kept(&mut self, core: &mut Core, front: Token);
     /// A request has come in on a front, its head in `core.head`: is it an agent's, and so for the program itself?
@@ -255,7 +264,10 @@ impl<S: Side> Bridge<S> {
                 Err(error) => Some(Heard::Error(error)),
             };
             match heard {
-                Some(Heard::Request(framing)) => return self.receive(core, token, framing),
+                Some(Heard::Request(framing)) => {
+                    self.receive(core, token, framing);
+                    return self.listen_behind(core, token);
+                }
                 Some(Heard::Offer) => return self.offered(core, token),
                 Some(Heard::Error(error)) => return self.refuse(core, token, error),
                 Some(Heard::Other) => {}
@@ -401,17 +413,24 @@ impl<S: Side> Bridge<S> {
             return self.answer_here(core, front);
         }
         let now = core.now;
-        let kind = self.kind(core, framing);
+        let behind = core.peer(front).is_some_and(|peer| matches!(peer.seat, Seat::Exchange(_)));
+        let kind = if behind { Kind::Http } else { self.kind(core, framing) };
         // To what may become a tunnel, no body and one of no length are the same.
         let framing = if kind == Kind::Http { framing } else { Framing::Empty };
-        if framing == Framing::Empty {
+        if framing == Framing::Empty && !behind {
             take_bodiless(core, front, framing);
+        }
+        if core.head.fields.has(Name::PtthAside) && self.take_up(core, front) {
+            return;
         }
         let Some((peer, head, _)) = core.hear(front) else { return };
         let mut exchange = self.exchanges.begin(front, peer.remote, framing, now);
         std::mem::swap(&mut exchange.head, head);
         exchange.key = peer.key;
-        peer.head = exchange.head.memory();
+        peer.head += exchange.head.memory();
+        if peer.conn.is_in_line() {
+            exchange.lane = Lane::InLine;
+        }
         exchange.kind = match kind {
             // A visitor that ends its connection with this answer has nothing to go on with.
             Kind::Switch if peer.conn.offer_switch().is_err() => Kind::Http,
@@ -419,7 +438,11 @@ impl<S: Side> Bridge<S> {
         };
         let by_http = !peer.conn.is_tunnel();
         let id = self.exchanges.insert(exchange);
-        peer.seat = Seat::Exchange(id);
+        if behind {
+            peer.line.push(id);
+        } else {
+            peer.seat = Seat::Exchange(id);
+        }
         let is_taken_on = peer.conn.is_link();
         if self.running != Running::Yes && peer.twin == Twin::None {
             peer.conn.do_not_keep();
@@ -502,6 +525,9 @@ impl<S: Side> Bridge<S> {
             // The one that waited for it is gone: the next one, or a rest.
             return self.let_go(core, back);
         };
+        if exchange.lane == Lane::Ahead && core.peer(back).is_some_and(|peer| !peer.conn.is_idle()) {
+            return self.attach_behind(core, id, back);
+        }
         core.read_on(back);
         let is_raw = |peer: &Peer| exchange.kind == Kind::Connect && peer.conn.is_tunnel() && peer.is_alive();
         let Some(peer) = core.tell(back).filter(|peer| peer.can_be_asked() || is_raw(peer)) else {
@@ -517,13 +543,20 @@ impl<S: Side> Bridge<S> {
             exchange.stage = Stage::Connecting;
             return self.mark(id);
         }
-        if self.running != Running::Yes && exchange.kind == Kind::Http && self.side.is_last(exchange) {
+        let leads = exchange.lane == Lane::Ahead && peer.conn.can_pipeline();
+        if !leads && self.running != Running::Yes && exchange.kind == Kind::Http && self.side.is_last(exchange) {
             peer.conn.ask_last();
         }
         let target = self.side.target(exchange);
         let body = Body::from(exchange.framing);
         let sent = peer.conn.send_request(now, peer.output.vec(), (exchange.head.method(), &target), body, |fields| {
             self.side.request_fields(exchange, fields);
+            if leads {
+                fields.field("Ptth-Accept", "aside");
+            }
+            if let Some(name) = &exchange.aside {
+                fields.field("Ptth-Aside", name);
+            }
             if exchange.kind == Kind::Switch {
                 let head = &exchange.head;
                 let offered = tunnel::offered(head, exchange.framing);
@@ -538,6 +571,7 @@ impl<S: Side> Bridge<S> {
                 let sent = sent.and_then(|()| peer.conn.send_end(now, None, peer.output.vec()));
                 match exchange.kind {
                     Kind::Switch => sent.and_then(|()| peer.conn.offer_switch()),
+                    Kind::Http if leads => sent.and_then(|()| peer.conn.open_line()),
                     Kind::Http | Kind::Connect => sent,
                 }
             }
@@ -553,11 +587,15 @@ impl<S: Side> Bridge<S> {
         }
         self.mark(id);
         if let Err(error) = sent {
-            log::error!("a request could not be written: {error}");
-            self.drop_back(core, id);
-            let text = "The request could not be written for the next hop. This is a bug worth a report.";
-            self.answer(core, id, Answer::new(Code::INTERNAL, text));
+            self.not_written(core, id, error);
         }
+    }
+
+    fn not_written(&mut self, core: &mut Core, id: usize, error: Error) {
+        log::error!("a request could not be written: {error}");
+        self.drop_back(core, id);
+        let text = "The request could not be written for the next hop. This is a bug worth a report.";
+        self.answer(core, id, Answer::new(Code::INTERNAL, text));
     }
 
     /// Drops an exchange's back, of which nothing more is wanted. Gives whether it may have had the request, and whether it has
@@ -569,9 +607,8 @@ impl<S: Side> Bridge<S> {
             if let Some(peer) = core.peer(back) {
                 reached = peer.written > exchange.mark;
                 heard |= !peer.input.is_empty();
-                peer.seat = Seat::Own;
             }
-            core.drop_peer(back);
+            self.break_line(core, back);
         }
         (reached, heard)
     }
@@ -582,6 +619,20 @@ impl<S: Side> Bridge<S> {
         loop {
             let Some(exchange) = self.exchanges.get_mut(id) else { return };
             exchange.marked = false;
+            let lane = exchange.lane;
+            match lane {
+                Lane::Own => {}
+                Lane::InLine if !self.has_turn(core, id) => return,
+                Lane::Ahead if !self.is_first(core, id) => return self.check_front(core, id, false),
+                Lane::InLine | Lane::Ahead => {}
+                Lane::Aside => return,
+            }
+            let Some(exchange) = self.exchanges.get_mut(id) else { return };
+            if exchange.stage == Stage::Answered
+                && let Some(answer) = exchange.failure.take()
+            {
+                return self.answer(core, id, answer);
+            }
             let Some(back) = exchange.back else { return };
             let (asked, answered) = match exchange.stage {
                 Stage::Tunnel => (false, carry::tunnel(core, exchange, back)),
@@ -595,7 +646,23 @@ impl<S: Side> Bridge<S> {
             match answered {
                 Flow::Moved => carried = true,
                 Flow::Still if asked => carried = true,
-                Flow::Still => return self.check_front(core, id, carried),
+                Flow::Still => {
+                    if lane == Lane::InLine
+                        && let Some(exchange) = self.exchanges.get_mut(id)
+                    {
+                        let front = exchange.front;
+                        self.look_behind(core, front);
+                    }
+                    return self.check_front(core, id, carried);
+                }
+                Flow::Aside => return self.was_set_aside(core, id),
+                Flow::Long if self.set_aside(core, id) => return,
+                Flow::Long => {
+                    // It can't be: so it is given here.
+                    if let Some(exchange) = self.exchanges.get_mut(id) {
+                        exchange.lane = Lane::Own;
+                    }
+                }
                 Flow::Over => return self.finish(core, id),
                 Flow::Refused => return self.tunnel_refused(core, id),
                 Flow::Broken(end) => return self.tunnel_broken(core, id, end, None),
@@ -608,6 +675,12 @@ impl<S: Side> Bridge<S> {
                 }
             }
         }
+    }
+
+    /// Whether it is this exchange's answer that comes next on its back.
+    fn is_first(&mut self, core: &mut Core, id: usize) -> bool {
+        let back = self.exchanges.get_mut(id).and_then(|exchange| exchange.back);
+        back.and_then(|back| core.peer(back)).is_some_and(|back| back.seat == Seat::Exchange(id))
     }
 
     /// Looks whether the visitor is still there, once nothing can be carried. Most that end their side are gone; the few that
@@ -646,6 +719,21 @@ impl<S: Side> Bridge<S> {
     fn answer(&mut self, core: &mut Core, id: usize, answer: Answer) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         exchange.code = Some(answer.code.name.into());
+        if exchange.lane == Lane::InLine
+            && core.peer(exchange.front).is_some_and(|front| front.seat != Seat::Exchange(id))
+        {
+            exchange.stage = Stage::Answered;
+            exchange.failure = Some(answer);
+            return self.mark(id);
+        }
+        if exchange.lane == Lane::Ahead
+            && let Some(back) = exchange.back
+            && self.leave_line(core, id, back)
+            && let Some(exchange) = self.exchanges.get_mut(id)
+        {
+            exchange.back = None;
+        }
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let can = core.peer(exchange.front).is_some_and(|front| front.conn.can_respond());
         if can {
             self.side.told(answer.code);
@@ -742,33 +830,42 @@ impl<S: Side> Bridge<S> {
         let Some(exchange) = self.exchanges.end(id) else { return };
         self.write_line(core, &exchange);
         match exchange.back {
-            Some(back) => self.let_go(core, back),
+            Some(back) => self.next_on_back(core, back),
             None => self.side.forget(id, &exchange),
         }
         self.side.ended(&exchange);
         let front = exchange.front;
-        if let Some(peer) = core.peer(front) {
-            peer.wait = None;
-            peer.fed = false;
-            peer.held = false;
-            peer.head = 0;
-            peer.seat = Seat::Front;
-            // Only a pipelined request, or the visitor's end, is there to be looked at already.
-            let more = !peer.input.is_empty() || peer.has_hung_up();
-            let is_pipe = peer.twin != Twin::None;
-            if peer.conn.closing().is_none() {
-                self.side.front_kept(core, front);
-                if self.running == Running::Draining && !more && !is_pipe {
-                    leave(core, front);
-                }
-            }
-            if more {
-                core.step_again(front);
-            } else {
-                core.touch(front);
+        self.front_is_done(core, front);
+        self.exchanges.recycle(exchange);
+    }
+
+    /// A front has the answer that was due: the next one's turn, or the next request.
+    fn front_is_done(&mut self, core: &mut Core, front: Token) {
+        let closes = core.peer(front).is_none_or(|peer| peer.conn.closing().is_some());
+        if !closes && self.next_on_front(core, front) {
+            return;
+        }
+        self.cancel_line(core, front);
+        let Some(peer) = core.peer(front) else { return };
+        peer.wait = None;
+        peer.fed = false;
+        peer.held = false;
+        peer.head = 0;
+        peer.seat = Seat::Front;
+        // Only a pipelined request, or the visitor's end, is there to be looked at already.
+        let more = !peer.input.is_empty() || peer.has_hung_up();
+        let is_pipe = peer.twin != Twin::None;
+        if !closes {
+            self.side.front_kept(core, front);
+            if self.running == Running::Draining && !more && !is_pipe {
+                leave(core, front);
             }
         }
-        self.exchanges.recycle(exchange);
+        if more {
+            core.step_again(front);
+        } else {
+            core.touch(front);
+        }
     }
 
     /// Lets a back go: to the next exchange when nothing about it was odd, else for good.
@@ -797,20 +894,21 @@ impl<S: Side> Bridge<S> {
         }
         self.write_line(core, &exchange);
         match exchange.back {
+            Some(back) if exchange.lane == Lane::Ahead && self.leave_line(core, id, back) => {}
             Some(back) => {
-                if let Some(peer) = core.peer(back) {
-                    peer.seat = Seat::Own;
-                    if S::RESETS_BACKS {
-                        peer.transport().break_on_close();
-                    }
+                if let Some(peer) = core.peer(back)
+                    && S::RESETS_BACKS
+                {
+                    peer.transport().break_on_close();
                 }
-                core.drop_peer(back);
+                self.break_line(core, back);
             }
             None => self.side.forget(id, &exchange),
         }
         self.side.ended(&exchange);
         let now = core.now;
         let front = exchange.front;
+        self.cancel_line(core, front);
         let gone = matches!(code, Code::VISITOR_GONE | Code::WRITE_TIMEOUT);
         if let Some(peer) = core.peer(front) {
             peer.seat = Seat::Front;
@@ -827,6 +925,23 @@ impl<S: Side> Bridge<S> {
             }
         }
         self.exchanges.recycle(exchange);
+    }
+
+    /// The connection that these came on goes, and they with it: whoever sent them asks somebody else.
+    fn cancel_line(&mut self, core: &mut Core, front: Token) {
+        let Some(peer) = core.peer(front).filter(|peer| !peer.line.is_empty()) else { return };
+        for id in std::mem::take(&mut peer.line) {
+            let Some(mut exchange) = self.exchanges.end(id) else { continue };
+            exchange.code = Some(Code::VISITOR_GONE.name.into());
+            exchange.status = Code::VISITOR_GONE.status;
+            self.write_line(core, &exchange);
+            match exchange.back {
+                Some(back) => self.break_line(core, back),
+                None => self.side.forget(id, &exchange),
+            }
+            self.side.ended(&exchange);
+            self.exchanges.recycle(exchange);
+        }
     }
 
     fn front_failed(&mut self, core: &mut Core, id: usize, error: Error) {
@@ -958,8 +1073,10 @@ impl<S: Side> App for Bridge<S> {
             Seat::Front => self.listen(core, token),
             Seat::Exchange(id) => {
                 self.mark(id);
+                self.listen_behind(core, token);
                 self.check_waiting(core, id);
             }
+            Seat::Nobody => self.pass_over(core, token),
             Seat::Own => self.side.own(core, token, &mut self.orders),
         }
     }
@@ -982,6 +1099,12 @@ impl<S: Side> App for Bridge<S> {
             Seat::Own => {
                 self.side.own_lost(core, token, loss, &mut self.orders);
             }
+            // What had arrived before is passed over first.
+            Seat::Nobody if !matches!(loss, Loss::Late(_)) => {
+                peer.break_off();
+                core.step_again(token);
+            }
+            Seat::Nobody => self.break_line(core, token),
             Seat::Exchange(id) => {
                 let (is_front, in_tunnel) = self
                     .exchanges
@@ -1009,6 +1132,8 @@ impl<S: Side> App for Bridge<S> {
                         }
                         self.mark(id);
                     }
+                    Loss::Late(Wait::Turn) => self.turn_is_over(core, token),
+                    Loss::Late(Wait::Aside) => self.cancel(core, id, Code::VISITOR_GONE),
                     Loss::Late(Wait::Ping) if is_front && !peer.held && peer.conn.has_stalled(now, rest) => {
                         self.front_of_exchange_lost(core, id, Loss::Late(Wait::Body));
                     }
@@ -1041,6 +1166,18 @@ impl<S: Side> App for Bridge<S> {
         if let Seat::Exchange(id) = peer.seat {
             // Dropped from outside its exchange: nobody else does that, but nothing must be left hanging.
             self.cancel(core, id, Code::INTERNAL);
+        }
+        for id in &peer.line {
+            match self.exchanges.get_mut(*id) {
+                Some(exchange) if exchange.front == token => self.cancel(core, *id, Code::INTERNAL),
+                Some(exchange) => {
+                    exchange.back = None;
+                    exchange.stage = Stage::Waiting;
+                    exchange.lane = Lane::Own;
+                    self.orders.push(Order::Assign(*id));
+                }
+                None => {}
+            }
         }
         let was_front = peer.seat == Seat::Front;
         self.side.gone(core, token, peer);

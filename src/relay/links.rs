@@ -4,14 +4,69 @@
 
 use mio::Token;
 use ptth_proto::conn::{Body, Event};
+use ptth_proto::http::framing::Framing;
 use ptth_proto::limits::Wait;
+use ptth_proto::wire::fields::Name;
 
 use super::{Relay, is_free, queues};
 use crate::bridge::Order;
+use crate::bridge::exchange::{Exchange, Kind};
 use crate::peer::{Peer, Seat};
 use crate::reactor::{Core, Loss};
 
+/// An answer of more bytes than this would have been set aside by an agent that has the usual limits.
+const WHOLE: u64 = 16 * 1024;
+
 impl Relay {
+    /// Whether the request may stand with others on one link: it may be asked again and has no body, its answer is likely to be short
+    /// and quick, and its visitor takes that whatever its pace.
+    pub(super) fn may_stand_in_line(&self, core: &mut Core, exchange: &Exchange) -> bool {
+        if core.config.limits.pipeline < 2
+            || !self.tunnels.may_line(exchange.tunnel)
+            || exchange.kind != Kind::Http
+            || exchange.framing != Framing::Empty
+            || exchange.tries > 0
+            || !matches!(exchange.head.method(), b"GET" | b"HEAD")
+            || exchange.head.fields.has(Name::Expect)
+        {
+            return false;
+        }
+        let others_wait = self.tunnels.waiting(exchange.tunnel) > 0;
+        core.peer(exchange.front).is_some_and(|front| {
+            let has_waited = matches!(front.wait, Some((_, Wait::Link)));
+            front.output.is_empty() && (has_waited || !others_wait)
+        })
+    }
+
+    /// A link that the next request may go down behind others.
+    pub(super) fn line(&mut self, core: &mut Core, tunnel: usize) -> Option<Token> {
+        let most = core.config.limits.pipeline;
+        self.tunnels.line(tunnel, |link| {
+            let peer = core.peer(link).filter(|peer| peer.is_alive() && peer.conn.has_room_behind());
+            peer.map_or(0, |peer| most.saturating_sub(1 + peer.line.len()))
+        })
+    }
+
+    /// A link is free for the request that has waited longest; those behind it may go along.
+    pub(super) fn let_more_in(&mut self, core: &Core, tunnel: usize, orders: &mut Vec<Order>) {
+        let first = orders.len();
+        for _ in 1..core.config.limits.pipeline {
+            let Some(id) = self.tunnels.next_waiting(tunnel, None) else { break };
+            self.waits_no_more(tunnel);
+            orders.push(Order::Assign(id));
+        }
+        orders[first..].reverse();
+    }
+
+    /// What an exchange that is over says of the next ones of its tunnel.
+    pub(super) fn judge(&mut self, exchange: &Exchange) {
+        if exchange.bytes_out > WHOLE {
+            self.tunnels.was_slow(exchange.tunnel);
+        } else if exchange.status != 0 && exchange.aside.is_none() {
+            self.tunnels.was_quick(exchange.tunnel);
+        }
+    }
+
     /// A link has nothing to do, and nobody waits for it.
     pub(super) fn rest(&mut self, core: &mut Core, tunnel: usize, link: Token) {
         self.tunnels.park(tunnel, link);

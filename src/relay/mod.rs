@@ -28,7 +28,8 @@ use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::{FieldWriter, Head, split_port};
 
 use crate::answer::{Answer, Code};
-use crate::bridge::exchange::{Exchange, Intake, Kind};
+use crate::bridge::exchange::{Exchange, Intake, Kind, Lane};
+use crate::bridge::line::agent_of;
 use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side, is_http10, pass_on};
 use crate::log::AccessLog;
 use crate::net;
@@ -288,7 +289,12 @@ impl Side for Relay {
         self.counts.requests += 1;
         self.counts.bytes_in += exchange.bytes_in;
         self.counts.bytes_out += exchange.bytes_out;
+        self.judge(exchange);
         self.tunnels.end(exchange.tunnel);
+    }
+
+    fn was_set_aside(&mut self, exchange: &Exchange) {
+        self.tunnels.was_slow(exchange.tunnel);
     }
 
     fn told(&mut self, code: Code) {
@@ -316,7 +322,24 @@ impl Side for Relay {
             }
         }
         let tunnel = exchange.tunnel;
-        if let Some(link) = self.tunnels.take_idle(tunnel, |link| is_free(core, link)) {
+        let in_line = self.may_stand_in_line(core, exchange);
+        if in_line && let Some(link) = self.line(core, tunnel) {
+            exchange.lane = Lane::Ahead;
+            return Assign::Back(link);
+        }
+        let has_it = exchange.aside.as_deref().and_then(agent_of).map(|(agent, _)| agent);
+        if has_it.is_some() {
+            // Another agent would have to ask its upstream anew.
+            let leads_there = |core: &mut Core, link| core.peer(link).is_some_and(|peer| peer.agent == has_it);
+            let link = self.tunnels.take_idle_of(tunnel, |link| leads_there(core, link) && is_free(core, link));
+            if let Some(link) = link {
+                return Assign::Back(link);
+            }
+        } else if let Some(link) = self.tunnels.take_idle(tunnel, |link| is_free(core, link)) {
+            if in_line && core.peer(link).is_some_and(|peer| peer.conn.can_pipeline()) {
+                exchange.lane = Lane::Ahead;
+                self.tunnels.open_line(tunnel, link);
+            }
             return Assign::Back(link);
         }
         if self.has_poll(tunnel) {
@@ -350,7 +373,7 @@ impl Side for Relay {
             front.wait = Some((until, Wait::Link));
         }
         core.step_again(exchange.front);
-        self.tunnels.wait(tunnel, id);
+        self.tunnels.wait(tunnel, id, has_it);
         if self.workers.are_several() {
             self.workers.waits(self.tunnels.name(tunnel));
         }
@@ -366,7 +389,10 @@ impl Side for Relay {
     fn release(&mut self, core: &mut Core, back: Token, orders: &mut Vec<Order>) {
         match core.peer(back).map(|peer| peer.key) {
             Some(queues::NEAR) => self.pipe_is_idle(core, back),
-            Some(tunnel) => self.link_is_idle(core, tunnel, back, orders),
+            Some(tunnel) => {
+                self.tunnels.close_line(tunnel, back);
+                self.link_is_idle(core, tunnel, back, orders);
+            }
             None => {}
         }
     }
@@ -411,6 +437,10 @@ impl Side for Relay {
             return Some(Answer::new(Code::TOO_MANY_TUNNELS, text));
         };
         self.has_had(core, token);
+        let agent = core.head.fields.first(Name::PtthAside).and_then(agent_of).map(|(agent, _)| agent);
+        if let Some(peer) = core.peer(token) {
+            peer.agent = agent;
+        }
         let to = self.workers.deal(name.as_str());
         if to != self.workers.me()
             && let Some(mailbox) = self.workers.mailbox(to)
@@ -448,6 +478,10 @@ impl Side for Relay {
             return;
         }
         self.workers.link_gone(self.tunnels.name(peer.key));
+        self.tunnels.close_line(peer.key, token);
+        if let Some(agent) = peer.agent {
+            self.tunnels.forget_agent(peer.key, agent);
+        }
         if self.tunnels.remove_link(peer.key, |link| is_free(core, link)) {
             core.set_timer(DOWN_AFTER, peer.key);
         }
@@ -711,10 +745,18 @@ impl Relay {
 
     /// Gives an idle link to the request that has waited longest, here or on another worker, or parks it.
     fn link_is_idle(&mut self, core: &mut Core, tunnel: usize, link: Token, orders: &mut Vec<Order>) {
-        match self.tunnels.next_waiting(tunnel) {
+        let agent = core.peer(link).and_then(|peer| peer.agent);
+        match self.tunnels.next_waiting(tunnel, agent) {
             Some(id) => {
                 self.waits_no_more(tunnel);
-                orders.push(Order::Attach(id, link));
+                if self.tunnels.may_line(tunnel) {
+                    self.let_more_in(core, tunnel, orders);
+                    self.tunnels.park_first(tunnel, link);
+                    // Before those, for orders are followed from the last one.
+                    orders.push(Order::Assign(id));
+                } else {
+                    orders.push(Order::Attach(id, link));
+                }
             }
             None => {
                 if let Some(near) = self.take_ready(tunnel) {
@@ -751,7 +793,7 @@ impl Relay {
             Word::Send(name, to) => {
                 let Some(tunnel) = self.tunnels.find(&name) else { return };
                 if let Some(mailbox) = self.workers.mailbox(to)
-                    && let Some(id) = self.tunnels.next_waiting(tunnel)
+                    && let Some(id) = self.tunnels.next_waiting(tunnel, None)
                 {
                     self.waits_no_more(tunnel);
                     orders.push(Order::HandOver(id, mailbox));

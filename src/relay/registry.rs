@@ -7,6 +7,15 @@ use mio::Token;
 
 use super::queues::Mail;
 
+/// Requests of a tunnel that are under way before several go on one link: fewer have nothing to share.
+const CROWD: usize = 4;
+/// Trust in a tunnel's answers: from here on they may stand in a line,
+const TRUSTED: usize = 32;
+/// more is not earned,
+const MOST_TRUST: usize = 64;
+/// and this much a long or a slow one costs: one in twenty is borne.
+const SLOW_COSTS: usize = 20;
+
 /// What became of a new link.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Taken {
@@ -23,10 +32,15 @@ struct Tunnel {
     name: String,
     /// Links that are idle, and some that are gone by now.
     idle: VecDeque<Token>,
-    waiting: VecDeque<usize>,
+    /// Requests that wait, and the agent that has their answers set aside.
+    waiting: VecDeque<(usize, Option<u64>)>,
     /// Requests under way, those that wait among them.
     requests: usize,
     links: usize,
+    /// Links with several requests on them, the one in front that the next request goes to.
+    lines: VecDeque<Token>,
+    /// How sure we are that its answers are short and quick.
+    quick: usize,
     /// Links gone since `idle` was last rid of them.
     gone: usize,
     /// It was said that the tunnel is up.
@@ -93,6 +107,8 @@ impl Registry {
             waiting: VecDeque::new(),
             requests: 0,
             links: 0,
+            lines: VecDeque::new(),
+            quick: 0,
             gone: 0,
             up: false,
             mail: Mail::default(),
@@ -171,6 +187,58 @@ impl Registry {
         std::iter::from_fn(|| idle.pop_front()).find(|link| is_free(*link))
     }
 
+    /// Whether requests of this tunnel may go several on a link: there are enough of them, and none of late had a long or a slow
+    /// answer. One of those costs as much trust as many quick ones have earned.
+    pub fn may_line(&self, tunnel: usize) -> bool {
+        self.get(tunnel).is_some_and(|tunnel| tunnel.requests >= CROWD && tunnel.quick >= TRUSTED)
+    }
+
+    /// An answer of this tunnel was short and came in its turn.
+    pub fn was_quick(&mut self, tunnel: usize) {
+        if let Some(tunnel) = self.get_mut(tunnel) {
+            tunnel.quick = (tunnel.quick + 1).min(MOST_TRUST);
+        }
+    }
+
+    /// One was long, or kept others waiting.
+    pub fn was_slow(&mut self, tunnel: usize) {
+        if let Some(tunnel) = self.get_mut(tunnel) {
+            tunnel.quick = tunnel.quick.saturating_sub(SLOW_COSTS);
+        }
+    }
+
+    /// The link that the next request may go down behind others. `room` says for how many more it has room.
+    pub fn line(&mut self, tunnel: usize, mut room: impl FnMut(Token) -> usize) -> Option<Token> {
+        let lines = &mut self.get_mut(tunnel)?.lines;
+        let first = *lines.front()?;
+        if room(first) > 0 {
+            return Some(first);
+        }
+        // It is full, and another one has its turn: the emptiest, so that many requests go out on it together.
+        let (at, most) = lines.iter().map(|link| room(*link)).enumerate().max_by_key(|(_, room)| *room)?;
+        if most == 0 {
+            return None;
+        }
+        lines.swap(0, at);
+        lines.front().copied()
+    }
+
+    /// Requests may go down this link behind the one that is on it.
+    pub fn open_line(&mut self, tunnel: usize, link: Token) {
+        if let Some(tunnel) = self.get_mut(tunnel) {
+            tunnel.lines.push_front(link);
+        }
+    }
+
+    /// No longer.
+    pub fn close_line(&mut self, tunnel: usize, link: Token) {
+        if let Some(tunnel) = self.get_mut(tunnel)
+            && let Some(at) = tunnel.lines.iter().position(|line| *line == link)
+        {
+            tunnel.lines.swap_remove_back(at);
+        }
+    }
+
     /// Whether links rest, as far as is known without looking at each.
     pub fn has_parked(&self, tunnel: usize) -> bool {
         self.get(tunnel).is_some_and(|tunnel| !tunnel.idle.is_empty())
@@ -200,26 +268,50 @@ impl Registry {
         }
     }
 
-    /// A request waits for a link.
-    pub fn wait(&mut self, tunnel: usize, id: usize) {
+    /// Puts a link where the next request finds it.
+    pub fn park_first(&mut self, tunnel: usize, link: Token) {
         if let Some(tunnel) = self.get_mut(tunnel) {
-            tunnel.waiting.push_back(id);
+            tunnel.idle.push_front(link);
+        }
+    }
+
+    /// A request waits for a link; one whose answer was set aside, for one to the agent that has it.
+    pub fn wait(&mut self, tunnel: usize, id: usize, agent: Option<u64>) {
+        if let Some(tunnel) = self.get_mut(tunnel) {
+            tunnel.waiting.push_back((id, agent));
             self.waiting += 1;
         }
     }
 
-    /// The request that has waited longest, which waits no more.
-    pub fn next_waiting(&mut self, tunnel: usize) -> Option<usize> {
-        let id = self.get_mut(tunnel)?.waiting.pop_front()?;
+    /// The request that has waited longest of those that may go to this agent, which waits no more.
+    pub fn next_waiting(&mut self, tunnel: usize, agent: Option<u64>) -> Option<usize> {
+        let waiting = &mut self.get_mut(tunnel)?.waiting;
+        let at = waiting.iter().position(|(_, wanted)| wanted.is_none() || *wanted == agent)?;
+        let (id, _) = waiting.remove(at)?;
         self.waiting -= 1;
         Some(id)
+    }
+
+    /// A link of this agent is gone, and perhaps all of it: nobody waits for it any more.
+    pub fn forget_agent(&mut self, tunnel: usize, agent: u64) {
+        let Some(tunnel) = self.get_mut(tunnel) else { return };
+        for (_, wanted) in &mut tunnel.waiting {
+            wanted.take_if(|wanted| *wanted == agent);
+        }
+    }
+
+    /// Takes a link to this agent, of those that rest.
+    pub fn take_idle_of(&mut self, tunnel: usize, mut is_free: impl FnMut(Token) -> bool) -> Option<Token> {
+        let idle = &mut self.get_mut(tunnel)?.idle;
+        let at = idle.iter().position(|link| is_free(*link))?;
+        idle.remove(at)
     }
 
     /// The request waits no more. False when it did not wait.
     pub fn forget(&mut self, tunnel: usize, id: usize) -> bool {
         let Some(entry) = self.get_mut(tunnel) else { return false };
         let before = entry.waiting.len();
-        entry.waiting.retain(|waiting| *waiting != id);
+        entry.waiting.retain(|(waiting, _)| *waiting != id);
         let forgotten = entry.waiting.len() < before;
         self.waiting -= usize::from(forgotten);
         forgotten
@@ -333,7 +425,7 @@ mod tests {
         let t = registry.find_or_make("a").unwrap();
         assert_eq!(registry.find_or_make("b"), None);
         assert_eq!(registry.begin(t), 1);
-        registry.wait(t, 7);
+        registry.wait(t, 7, None);
         registry.drop_unused(t);
         assert_eq!(registry.all_waiting(), 1);
         assert!(registry.forget(t, 7) && !registry.forget(t, 7));

@@ -36,18 +36,21 @@ impl ByHand {
 #[test]
 fn the_offer_is_what_every_known_relay_takes() {
     // Who would fall back to polls says so, behind what every relay looks at.
-    let falls_back = "Ptth-Accept: comet, base64, ping\r\nPrefer: wait=0\r\n";
-    for (args, more) in [(&[][..], falls_back), (&["--dialect", "ptth/1.0"], "Ptth-Accept: ping\r\n")] {
+    let falls_back = "Ptth-Accept: comet, base64, ping, pipeline\r\nPrefer: wait=0\r\n";
+    for (args, more) in [(&[][..], falls_back), (&["--dialect", "ptth/1.0"], "Ptth-Accept: ping, pipeline\r\n")] {
         let relay = by_hand(args);
         let mut wire = Wire::new(relay.listener.accept().unwrap().0);
         let (head, _) = wire.request_head().unwrap().unwrap();
         let port = relay.listener.local_addr().unwrap().port();
         let version = env!("CARGO_PKG_VERSION");
+        // Different for each agent, and as long.
+        let me = head.get("Ptth-Aside").unwrap();
+        assert!(me.len() == 16 && me.bytes().all(|byte| byte.is_ascii_hexdigit()), "{me}");
         assert_eq!(
             head.text,
             format!(
                 "POST /demo HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: PTTH/1.0\r\nConnection: Upgrade\r\n\
-                 Content-Length: 0\r\nUser-Agent: ptth-reverse/{version}\r\n{more}\r\n"
+                 Content-Length: 0\r\nUser-Agent: ptth-reverse/{version}\r\n{more}Ptth-Aside: {me}\r\n\r\n"
             )
         );
         // Not a byte more before the answer, nor a URL.

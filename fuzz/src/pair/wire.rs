@@ -82,6 +82,8 @@ impl From<Event<'_>> for Said {
             Event::Informational => Said::Informational,
             Event::Alive => Said::Alive,
             Event::Leaving => Said::Leaving,
+            // None of these ends has several requests on a link.
+            Event::Aside => unreachable!("an answer was set aside"),
             Event::Response(framing) => Said::Response(framing),
             Event::Turned => Said::Turned,
             Event::Switched => Said::Switched,

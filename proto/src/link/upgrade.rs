@@ -38,6 +38,9 @@ pub enum Profile {
     /// A peer that has said so with `Ptth-Accept: ping`: it gives signs of life, and says on an idle link that it goes
     /// (`docs/links.md`).
     Ours,
+    /// The same, that has said `pipeline` as well: it takes further requests before it has answered, and sets an answer aside that
+    /// others would have to wait for.
+    Pipelining,
     /// Ruby's net-ptth as an agent: it ends lines with LF alone, loses a request that comes in the same read as the 101, and
     /// ends a body without a length by falling silent.
     NetPtth,
@@ -49,8 +52,22 @@ impl Profile {
     /// The line ends to take from this peer.
     pub const fn line_ends(self) -> LineEnds {
         match self {
-            Profile::Standard | Profile::Ours => LineEnds::Crlf,
+            Profile::Standard | Profile::Ours | Profile::Pipelining => LineEnds::Crlf,
             Profile::NetPtth | Profile::LoneLf => LineEnds::LfToo,
+        }
+    }
+
+    /// Whether it knows what `docs/links.md` says.
+    pub const fn is_ours(self) -> bool {
+        matches!(self, Profile::Ours | Profile::Pipelining)
+    }
+
+    /// The profile of one that has said these words in `Ptth-Accept`.
+    fn said(head: &Head) -> Profile {
+        match (head.fields.lists(Name::PtthAccept, PING), head.fields.lists(Name::PtthAccept, PIPELINE)) {
+            (true, true) => Profile::Pipelining,
+            (true, false) => Profile::Ours,
+            (false, _) => Profile::Standard,
         }
     }
 }
@@ -85,8 +102,7 @@ pub fn offered(head: &Head) -> Result<Option<(Token, Profile)>, Error> {
     let ruby = fields.first(Name::UserAgent).is_some_and(|agent| agent.starts_with(b"Ruby"));
     let profile = match ruby && !fields.has(Name::Host) {
         true => Profile::NetPtth,
-        false if fields.lists(Name::PtthAccept, PING) => Profile::Ours,
-        false => Profile::Standard,
+        false => Profile::said(head),
     };
     Ok(Some((token, profile)))
 }
@@ -94,14 +110,22 @@ pub fn offered(head: &Head) -> Result<Option<(Token, Profile)>, Error> {
 /// The element of `Ptth-Accept` by which two sides tell each other that they know what `docs/links.md` says.
 pub const PING: &[u8] = b"ping";
 
+/// The element by which they tell each other that a link may carry several requests at once.
+pub const PIPELINE: &[u8] = b"pipeline";
+
+/// The element that marks a request which others may follow before its answer, and whose answer may be set aside.
+pub const ASIDE: &[u8] = b"aside";
+
 /// Appends the 101: 57 bytes, the one form that satisfies every known agent, among them sketches on Arduino boards that count
 /// them. No reason, one value each, nothing else; but for an agent that has said [`PING`], which hears the same.
 pub fn write_switch(token: Token, profile: Profile, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 101 \r\nUpgrade: ");
     out.extend_from_slice(token.as_bytes());
     out.extend_from_slice(b"\r\nConnection: Upgrade\r\n");
-    if profile == Profile::Ours {
-        out.extend_from_slice(b"Ptth-Accept: ping\r\n");
+    match profile {
+        Profile::Ours => out.extend_from_slice(b"Ptth-Accept: ping\r\n"),
+        Profile::Pipelining => out.extend_from_slice(b"Ptth-Accept: ping, pipeline\r\n"),
+        Profile::Standard | Profile::NetPtth | Profile::LoneLf => {}
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -142,8 +166,7 @@ pub fn switched(head: &Head, lone_lf: bool) -> Result<Profile, Error> {
     }
     Ok(match lone_lf {
         true => Profile::LoneLf,
-        false if head.fields.lists(Name::PtthAccept, PING) => Profile::Ours,
-        false => Profile::Standard,
+        false => Profile::said(head),
     })
 }
 
@@ -176,7 +199,8 @@ mod tests {
                 "Upgrade: PTTH/1.0\r\nPtth-Accept: comet\r\nPtth-Accept: base64, PING\r\n",
                 Ok(Some((Token::PTTH_1_0, Profile::Ours))),
             ),
-            ("Upgrade: PTTH/1.0\r\nPtth-Accept: comet\r\n", standard(b"PTTH/1.0")),
+            ("Upgrade: PTTH/1.0\r\nPtth-Accept: ping, pipeline\r\n", Ok(Some((Token::PTTH_1_0, Profile::Pipelining)))),
+            ("Upgrade: PTTH/1.0\r\nPtth-Accept: comet, pipeline\r\n", standard(b"PTTH/1.0")),
             ("Upgrade: PTTH/1.0\r\nContent-Length: 1\r\n", Err(Fault::OfferWithBody.into())),
             ("Upgrade: PTTH/1.0\r\nTransfer-Encoding: chunked\r\n", Err(Fault::OfferWithBody.into())),
             ("Upgrade: PTTH/1.0\r\nContent-Type: application/json\r\nContent-Length: 2\r\n", Ok(None)),
@@ -193,6 +217,12 @@ mod tests {
         let mut out = Vec::new();
         write_switch(Token::PTTH_1_0, Profile::Ours, &mut out);
         assert_eq!(out, b"HTTP/1.1 101 \r\nUpgrade: PTTH/1.0\r\nConnection: Upgrade\r\nPtth-Accept: ping\r\n\r\n");
+        out.clear();
+        write_switch(Token::PTTH_1_0, Profile::Pipelining, &mut out);
+        assert_eq!(
+            out,
+            b"HTTP/1.1 101 \r\nUpgrade: PTTH/1.0\r\nConnection: Upgrade\r\nPtth-Accept: ping, pipeline\r\n\r\n"
+        );
         out.clear();
         write_switch(Token::PTTH_1_0, Profile::Standard, &mut out);
         assert_eq!(out, b"HTTP/1.1 101 \r\nUpgrade: PTTH/1.0\r\nConnection: Upgrade\r\n\r\n");

@@ -49,6 +49,9 @@ pub enum Name {
     /// `Ptth-Accept`: what a relay or an agent of ours understands beyond the dialect it speaks (`docs/comet.md`,
     /// `docs/links.md`).
     PtthAccept,
+    /// `Ptth-Aside`: by what name an agent of ours has set an answer aside, and a relay of ours asks for it again
+    /// (`docs/links.md`).
+    PtthAside,
     Te,
     Trailer,
     TransferEncoding,
@@ -83,6 +86,7 @@ impl Name {
             10 if is(b"connection") => Name::Connection,
             10 if is(b"keep-alive") => Name::KeepAlive,
             10 if is(b"user-agent") => Name::UserAgent,
+            10 if is(b"ptth-aside") => Name::PtthAside,
             11 if is(b"ptth-accept") => Name::PtthAccept,
             12 if is(b"content-type") => Name::ContentType,
             12 if is(b"max-forwards") => Name::MaxForwards,
@@ -114,6 +118,7 @@ impl Name {
                 | Name::ProxyAuthorization
                 | Name::ProxyConnection
                 | Name::PtthAccept
+                | Name::PtthAside
                 | Name::Te
                 | Name::TransferEncoding
                 | Name::Upgrade

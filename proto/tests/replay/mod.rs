@@ -286,6 +286,7 @@ fn describe(
             (format!("informational {}", head.status()).into_bytes(), fields, Move::Informational { head: whole() })
         }
         Event::Alive => (b"alive".to_vec(), fields, Move::Alive),
+        Event::Aside => unreachable!("no transcript has several requests on a link"),
         Event::Leaving => (b"leaving".to_vec(), fields, Move::Leave),
         Event::Response(framing) => {
             // A response to HEAD says how long the body would have been.

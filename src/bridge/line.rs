@@ -1,0 +1,326 @@
+//! Several requests on one link, between our own two sides (`docs/links.md`). The relay sends requests behind one that is not answered
+//! yet; the agent runs them all at once, and gives their answers in the order of the requests, whole. An answer that is long, or not
+//! there while one behind it is, is set aside, and the relay asks for it again on a link that it has to itself: so nobody waits for
+//! somebody else's slow answer for longer than [`turn`](ptth_proto::limits::Deadlines::turn).
+//!
+//! In a line the exchange in a peer's seat is the one whose turn it is; those behind it are in [`Peer::line`].
+
+use mio::Token;
+use ptth_proto::conn::Event;
+use ptth_proto::http::framing::Framing;
+use ptth_proto::limits::Wait;
+use ptth_proto::wire::fields::Name;
+use ptth_proto::wire::head::is_idempotent;
+
+use super::exchange::{Lane, Stage};
+use super::{BackFault, Bridge, Order, Side};
+use crate::answer::Code;
+use crate::peer::{NOBODY, Peer, Seat};
+use crate::reactor::Core;
+
+/// The agent that the name of an answer set aside begins with, and the rest of the name.
+pub(crate) fn agent_of(name: &[u8]) -> Option<(u64, &[u8])> {
+    let (agent, rest) = name.split_at_checked(16)?;
+    let agent = std::str::from_utf8(agent).ok()?;
+    Some((u64::from_str_radix(agent, 16).ok()?, rest.strip_prefix(b"-").unwrap_or(rest)))
+}
+
+/// No peer: the front of an exchange that is set aside.
+const NO_FRONT: Token = Token(usize::MAX);
+
+// The relay's side: lines on backs.
+impl<S: Side> Bridge<S> {
+    /// Sends an exchange's request behind those that are on this link already.
+    pub(super) fn attach_behind(&mut self, core: &mut Core, id: usize, back: Token) {
+        let Some(exchange) = self.exchanges.waiting_mut(id) else { return };
+        let room = |peer: &&mut Peer| peer.is_alive() && peer.conn.has_room_behind();
+        let Some(peer) = core.tell(back).filter(room) else {
+            exchange.lane = Lane::Own;
+            return self.orders.push(Order::Assign(id));
+        };
+        let target = self.side.target(exchange);
+        let sent = peer.conn.send_ahead(peer.output.vec(), (exchange.head.method(), &target), |fields| {
+            self.side.request_fields(exchange, fields);
+            fields.field("Ptth-Accept", "aside");
+        });
+        if let Err(error) = sent {
+            return self.not_written(core, id, error);
+        }
+        peer.line.push(id);
+        exchange.back = Some(back);
+        exchange.mark = peer.written + peer.output.len() as u64;
+        exchange.tries += 1;
+        exchange.stage = Stage::Streaming;
+        let front = exchange.front;
+        if let Some(front) = core.peer(front) {
+            front.wait = None;
+        }
+        self.mark(id);
+    }
+
+    /// The answer whose turn it was on this back has come, or won't: the next one's turn, or a rest.
+    pub(super) fn next_on_back(&mut self, core: &mut Core, back: Token) {
+        let Some(peer) = core.peer(back) else { return };
+        if peer.line.is_empty() {
+            return self.let_go(core, back);
+        }
+        if !peer.is_alive() || peer.is_deaf() {
+            // What was answered was the last one, or the link is gone.
+            peer.seat = Seat::Own;
+            return self.break_line(core, back);
+        }
+        let next = peer.line.remove(0);
+        peer.fed = false;
+        peer.held = false;
+        if next == NOBODY {
+            peer.seat = Seat::Nobody;
+            core.step_again(back);
+        } else {
+            peer.seat = Seat::Exchange(next);
+            self.mark(next);
+        }
+    }
+
+    /// A link is of no more use: those behind the one whose turn it was go other ways.
+    pub(super) fn break_line(&mut self, core: &mut Core, back: Token) {
+        let most = core.config.limits.tries;
+        let Some(peer) = core.peer(back) else { return };
+        let line = std::mem::take(&mut peer.line);
+        peer.seat = Seat::Own;
+        core.drop_peer(back);
+        for id in line.into_iter().rev() {
+            let Some(exchange) = self.exchanges.get_mut(id) else { continue };
+            exchange.back = None;
+            exchange.stage = Stage::Waiting;
+            exchange.lane = Lane::Own;
+            debug_assert!(is_idempotent(exchange.head.method()), "no other method stands in a line");
+            self.orders.push(if exchange.tries < most {
+                Order::Assign(id)
+            } else {
+                Order::Answer(id, self.side.fault(exchange, &BackFault::Lost(None)))
+            });
+        }
+    }
+
+    /// Nobody waits for this exchange's answer any more, which is one of several to come on its back. False when it is the only one.
+    pub(super) fn leave_line(&mut self, core: &mut Core, id: usize, back: Token) -> bool {
+        let Some(peer) = core.peer(back) else { return false };
+        if peer.seat == Seat::Exchange(id) {
+            if peer.line.is_empty() {
+                return false;
+            }
+            peer.seat = Seat::Nobody;
+            core.step_again(back);
+            return true;
+        }
+        match peer.line.iter_mut().find(|place| **place == id) {
+            Some(place) => *place = NOBODY,
+            None => return false,
+        }
+        true
+    }
+
+    /// Throws away what comes for nobody.
+    pub(super) fn pass_over(&mut self, core: &mut Core, back: Token) {
+        let now = core.now;
+        loop {
+            let Some((peer, head, config)) = core.hear(back) else { return };
+            let over = match peer.conn.recv(now, peer.input.bytes(), head, config) {
+                Ok((used, event)) => {
+                    let over = matches!(event, Some(Event::End { .. } | Event::Aside));
+                    let still = event.is_none();
+                    peer.input.consume(used);
+                    if still {
+                        if peer.eof || peer.broken {
+                            self.break_line(core, back);
+                        }
+                        return;
+                    }
+                    over
+                }
+                Err(_) => return self.break_line(core, back),
+            };
+            if over {
+                return self.next_on_back(core, back);
+            }
+        }
+    }
+
+    /// The agent has set this exchange's answer aside: it is asked for on a link of its own.
+    pub(super) fn was_set_aside(&mut self, core: &mut Core, id: usize) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        exchange.stage = Stage::Waiting;
+        exchange.lane = Lane::Own;
+        let back = exchange.back.take();
+        self.side.was_set_aside(exchange);
+        if let Some(back) = back {
+            self.next_on_back(core, back);
+        }
+        self.assign(core, id);
+    }
+}
+
+// The agent's side: lines on fronts.
+impl<S: Side> Bridge<S> {
+    /// Takes the requests that stand behind the one in progress on a link.
+    pub(super) fn listen_behind(&mut self, core: &mut Core, front: Token) {
+        loop {
+            let Some((peer, head, config)) = core.hear(front) else { return };
+            if !peer.conn.is_in_line() || !matches!(peer.seat, Seat::Exchange(_)) {
+                return;
+            }
+            match peer.conn.recv_ahead(peer.input.bytes(), head, config) {
+                Ok((used, true)) => {
+                    peer.input.consume(used);
+                    self.begin(core, front, Framing::Empty);
+                }
+                Ok((_, false)) => return,
+                Err(error) => {
+                    log::warn!("a link is closed: the relay {error} ({})", error.code());
+                    if let Seat::Exchange(id) = peer.seat {
+                        self.cancel(core, id, Code::VISITOR_GONE);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether it is this exchange's turn on its front. If it is not, and its answer is there, the one before it has not much time left.
+    pub(super) fn has_turn(&mut self, core: &mut Core, id: usize) -> bool {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return false };
+        let (front, back) = (exchange.front, exchange.back);
+        let answered = exchange.stage == Stage::Answered;
+        let Some(seat) = core.peer(front).map(|peer| peer.seat) else { return false };
+        if seat == Seat::Exchange(id) {
+            return true;
+        }
+        if answered || back.and_then(|back| core.peer(back)).is_some_and(|back| !back.input.is_empty()) {
+            self.wait_for_turn(core, front);
+        }
+        false
+    }
+
+    /// Somebody waits with an answer for the one before.
+    fn wait_for_turn(&mut self, core: &mut Core, front: Token) {
+        let until = core.now + core.config.deadlines.turn;
+        if let Some(peer) = core.peer(front).filter(|peer| peer.wait.is_none()) {
+            peer.wait = Some((until, Wait::Turn));
+            core.touch(front);
+        }
+    }
+
+    /// Looks whether anybody in this front's line waits with an answer.
+    pub(super) fn look_behind(&mut self, core: &mut Core, front: Token) {
+        if core.peer(front).is_some_and(|peer| !peer.line.is_empty()) && self.is_any_ready(core, front) {
+            self.wait_for_turn(core, front);
+        }
+    }
+
+    fn is_any_ready(&mut self, core: &mut Core, front: Token) -> bool {
+        let line = core.peer(front).map_or(0, |peer| peer.line.len());
+        (0..line).any(|at| {
+            let id = core.peer(front).and_then(|peer| peer.line.get(at).copied());
+            id.is_some_and(|id| self.is_ready(core, id))
+        })
+    }
+
+    fn is_ready(&mut self, core: &mut Core, id: usize) -> bool {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return true };
+        if exchange.stage == Stage::Answered {
+            return true;
+        }
+        let back = exchange.back;
+        back.and_then(|back| core.peer(back)).is_some_and(|back| !back.input.is_empty())
+    }
+
+    /// The answer whose turn it is has kept others waiting for too long: it is set aside, and so are those behind it that are no better.
+    pub(super) fn turn_is_over(&mut self, core: &mut Core, front: Token) {
+        loop {
+            let Some(peer) = core.peer(front) else { return };
+            let Seat::Exchange(id) = peer.seat else { return };
+            if peer.wait.is_some_and(|(_, wait)| wait == Wait::Turn) {
+                peer.wait = None;
+            }
+            if self.is_ready(core, id) {
+                return self.mark(id);
+            }
+            if !self.is_any_ready(core, front) {
+                return;
+            }
+            let has_back = self.exchanges.get_mut(id).is_some_and(|exchange| exchange.back.is_some());
+            if !has_back || !self.set_aside(core, id) {
+                // A name is looked up for it, or its answer has begun.
+                return self.wait_for_turn(core, front);
+            }
+        }
+    }
+
+    /// Sets an exchange's answer aside. False when that can't be.
+    pub(super) fn set_aside(&mut self, core: &mut Core, id: usize) -> bool {
+        let until = core.now + core.config.deadlines.aside;
+        let now = core.now;
+        let Some(exchange) = self.exchanges.get_mut(id) else { return false };
+        let front = exchange.front;
+        let name = format!("{:016x}-{id:x}", self.side.agent());
+        let Some(peer) = core.tell(front) else { return false };
+        if peer.conn.send_aside(now, peer.output.vec(), name.as_bytes()).is_err() {
+            return false;
+        }
+        log::debug!("request {}: its answer was set aside", exchange.number);
+        exchange.lane = Lane::Aside;
+        exchange.front = NO_FRONT;
+        if let Some(back) = exchange.back {
+            if let Some(peer) = core.peer(back) {
+                peer.wait = Some((until, Wait::Aside));
+                peer.held = false;
+            }
+            core.touch(back);
+        }
+        self.front_is_done(core, front);
+        true
+    }
+
+    /// The relay asks for an answer that was set aside, by a request with its name in `core.head`. False when there is none of that name.
+    pub(super) fn take_up(&mut self, core: &mut Core, front: Token) -> bool {
+        let Some(name) = core.head.fields.first(Name::PtthAside) else { return false };
+        let id = agent_of(name)
+            .filter(|(agent, _)| *agent == self.side.agent())
+            .and_then(|(_, id)| std::str::from_utf8(id).ok().and_then(|id| usize::from_str_radix(id, 16).ok()));
+        let head = &core.head;
+        let same = |exchange: &&mut super::Exchange| {
+            let asked = &exchange.head;
+            exchange.lane == Lane::Aside && (asked.method(), asked.target()) == (head.method(), head.target())
+        };
+        let Some(id) = id else { return false };
+        let Some(exchange) = self.exchanges.get_mut(id).filter(same) else { return false };
+        let back = exchange.back;
+        exchange.front = front;
+        exchange.lane = Lane::Own;
+        let Some(peer) = core.peer(front) else { return false };
+        exchange.key = peer.key;
+        peer.head = exchange.head.memory();
+        peer.seat = Seat::Exchange(id);
+        self.side.taken_up(core, exchange);
+        if let Some(peer) = back.and_then(|back| core.peer(back)) {
+            peer.wait = None;
+        }
+        core.touch(front);
+        self.mark(id);
+        true
+    }
+
+    /// The exchange whose turn it was on this front is over: the next one's turn. False when there is none.
+    pub(super) fn next_on_front(&mut self, core: &mut Core, front: Token) -> bool {
+        let Some(peer) = core.peer(front).filter(|peer| !peer.line.is_empty()) else { return false };
+        let next = peer.line.remove(0);
+        peer.seat = Seat::Exchange(next);
+        peer.fed = false;
+        if peer.wait.is_some_and(|(_, wait)| wait == Wait::Turn) {
+            peer.wait = None;
+        }
+        core.touch(front);
+        self.mark(next);
+        true
+    }
+}
