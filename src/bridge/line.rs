@@ -47,6 +47,7 @@ impl<S: Side> Bridge<S> {
             return self.not_written(core, id, error);
         }
         peer.line.push(id);
+        self.gathering = true;
         exchange.back = Some(back);
         exchange.mark = peer.written + peer.output.len() as u64;
         exchange.tries += 1;

@@ -212,6 +212,8 @@ pub struct Bridge<S> {
     orders: Vec<Order>,
     log: AccessLog,
     running: Running,
+    /// Something was said on a link with several requests.
+    gathering: bool,
 }
 
 impl<S: Side> Bridge<S> {
@@ -229,6 +231,7 @@ impl<S: Side> Bridge<S> {
             orders: Vec::new(),
             log,
             running: Running::Yes,
+            gathering: false,
         }
     }
 
@@ -544,6 +547,7 @@ impl<S: Side> Bridge<S> {
             return self.mark(id);
         }
         let leads = exchange.lane == Lane::Ahead && peer.conn.can_pipeline();
+        self.gathering |= leads;
         if !leads && self.running != Running::Yes && exchange.kind == Kind::Http && self.side.is_last(exchange) {
             peer.conn.ask_last();
         }
@@ -841,6 +845,7 @@ impl<S: Side> Bridge<S> {
 
     /// A front has the answer that was due: the next one's turn, or the next request.
     fn front_is_done(&mut self, core: &mut Core, front: Token) {
+        self.gathering |= core.peer(front).is_some_and(|peer| peer.conn.is_in_line() && peer.conn.is_link());
         let closes = core.peer(front).is_none_or(|peer| peer.conn.closing().is_some());
         if !closes && self.next_on_front(core, front) {
             return;
@@ -1248,6 +1253,10 @@ impl<S: Side> App for Bridge<S> {
         } else {
             self.drain(core);
         }
+    }
+
+    fn is_gathering(&mut self) -> bool {
+        std::mem::take(&mut self.gathering)
     }
 
     fn is_busy(&self) -> bool {

@@ -57,6 +57,9 @@ const OVERSLEPT: Duration = Duration::from_millis(100);
 /// the sockets would wait.
 const ROUNDS: usize = 8;
 
+/// How often in one turn the poll is asked again before what was gathered is written.
+const GATHERS: usize = 2;
+
 /// Timers of peers that are gone, before the queue is rid of them: too few to be worth the walk below this.
 const STALE_TIMERS: usize = 1024;
 
@@ -134,6 +137,10 @@ pub trait App {
     fn stop(&mut self, core: &mut Core);
     /// Whether the app has something to do at once, whatever the sockets say.
     fn is_busy(&self) -> bool;
+    /// Whether something that was said in this turn may share its write with what is ready by now.
+    fn is_gathering(&mut self) -> bool {
+        false
+    }
     /// The turn is over and the loop may sleep: time for what can wait until then.
     fn rest(&mut self, core: &mut Core);
     /// Whether the loop is to end, and with what.
@@ -475,6 +482,7 @@ impl<A: App> Reactor<A> {
             self.core.poured = false;
             self.step();
             self.app.route(&mut self.core);
+            self.gather()?;
             self.flush();
             if !self.core.poured {
                 break;
@@ -482,6 +490,26 @@ impl<A: App> Reactor<A> {
         }
         self.expire();
         self.reap();
+        Ok(())
+    }
+
+    /// Where several requests share a connection, what is ready by now goes along in the same write.
+    fn gather(&mut self) -> io::Result<()> {
+        for _ in 0..GATHERS {
+            if !self.app.is_gathering() {
+                return Ok(());
+            }
+            match self.poll.poll(&mut self.events, Some(Duration::ZERO)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+                done => done?,
+            }
+            if self.events.is_empty() {
+                return Ok(());
+            }
+            self.read();
+            self.step();
+            self.app.route(&mut self.core);
+        }
         Ok(())
     }
 
