@@ -28,7 +28,7 @@ fmt: ## Format the code
 bench: ## Compare with the origin alone, nginx, bore, rathole and ptth, side by side (installs what is missing)
 	benches/setup.sh
 	cargo build --release
-	python3 benches/tunnels.py --all --write
+	python3 -B benches/tunnels.py --all --write
 
 interop: ## Let programs that nobody here wrote talk to ours and through ours (installs them: npm, pip, cargo, apt-get)
 	cargo build
