@@ -4,23 +4,28 @@ from xml.sax.saxutils import escape
 
 # One ink for words, a weak one for lines, and colours that are told apart on both grounds.
 STYLE = """
+  .ground { fill: #ffffff; }
   text { font: 12px system-ui, sans-serif; fill: #1f2328; }
   .weak { fill: #59636e; } .end { text-anchor: end; } .middle { text-anchor: middle; } .title { font-weight: 600; }
   .line { stroke: #d1d9e0; fill: none; } .other { fill: #9aa4b0; } .goal { stroke: #cf222e; stroke-width: 2; }
   .c0 { --c: #0969da; } .c1 { --c: #bc4c00; } .c2 { --c: #1a7f37; } .c3 { --c: #8250df; }
   .fill { fill: var(--c); } .curve { stroke: var(--c); stroke-width: 2; fill: none; }
   @media (prefers-color-scheme: dark) {
+    .ground { fill: #0d1117; }
     text { fill: #f0f6fc; } .weak { fill: #9198a1; } .line { stroke: #3d444d; } .other { fill: #656c76; } .goal { stroke: #ff7b72; }
     .c0 { --c: #4493f8; } .c1 { --c: #f0883e; } .c2 { --c: #3fb950; } .c3 { --c: #ab7df8; }
   }
 """
-WIDTH = 960
+WIDTH, MARGIN = 960, 16
 
 
 def svg(height, title, parts):
-    yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">'
+    box = f"{-MARGIN} {-MARGIN} {WIDTH + 2 * MARGIN} {height + 2 * MARGIN}"
+    yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" role="img">'
     yield f"<title>{escape(title)}</title>"
     yield f"<style>{STYLE}</style>"
+    # With a ground of its own it is readable wherever it is shown, whichever scheme the page around it has.
+    yield f'<rect x="{-MARGIN}" y="{-MARGIN}" width="{WIDTH + 2 * MARGIN}" height="{height + 2 * MARGIN}" class="ground"/>'
     yield from parts
     yield "</svg>"
 
