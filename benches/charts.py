@@ -82,10 +82,10 @@ def curves(title, panels):
     logarithm, y from nothing on."""
     parts = [text(0, 16, title, "title")]
     for at, (caption, axis, named) in enumerate(panels):
-        x, y = at % 2 * (WIDTH / 2), 40 + at // 2 * (TALL + 90)
+        x, y = at % 2 * (WIDTH / 2), 40 + at // 2 * (TALL + 110)
         parts.extend(panel(x, y, caption, axis, named))
     rows = (len(panels) + 1) // 2
-    return "\n".join(svg(40 + rows * (TALL + 90), title, parts)) + "\n"
+    return "\n".join(svg(40 + rows * (TALL + 110), title, parts)) + "\n"
 
 
 def panel(x, y, caption, axis, named):
@@ -112,8 +112,9 @@ def panel(x, y, caption, axis, named):
         yield f'<g class="c{n}"><polyline points="{path}" class="curve"/>'
         yield from ('<circle cx="{:.1f}" cy="{:.1f}" r="3" class="fill"/>'.format(*place(p)) for p in curve)
         if len(named) > 1:
-            yield f'<rect x="{x + LEFT + n * 130:.1f}" y="{y + TALL + 62}" width="10" height="10" class="fill"/>'
-            yield text(x + LEFT + 16 + n * 130, y + TALL + 71, name)
+            left, top = x + LEFT + n % 3 * 120, y + TALL + 66 + n // 3 * 18
+            yield f'<rect x="{left:.1f}" y="{top:.1f}" width="10" height="10" class="fill"/>'
+            yield text(left + 16, top + 9, name)
         yield "</g>"
 
 

@@ -28,7 +28,7 @@ PATH = os.pathsep.join([str(TOOLS), str(PTTH), os.environ["PATH"], "/usr/sbin"])
 HOST = "127.0.0.1"
 FILES = {"/1k": 1 << 10, "/100k": 100 << 10, "/10m": 10 << 20, "/1g": 1 << 30}
 SIZES = {"/1k": "1 KiB", "/100k": "100 KiB", "/10m": "10 MiB", "/1g": "1 GiB"}
-READY_SECONDS = 15
+READY_SECONDS, CROWD_SECONDS = 15, 60
 MIB, GIB = 1 << 20, 1 << 30
 
 
@@ -90,6 +90,13 @@ class Running:
                 why = f"{gone[0].args[0]} ended with {gone[0].returncode}" if gone else "it does not answer"
                 raise Trouble("\n".join([why, *self.last_words()]))
             time.sleep(0.02)
+
+    def crowd(self, *arguments):
+        """A program that is many agents or visitors, and all of them there. Its id."""
+        child = self.start(Process([sys.executable, "-B", ROOT / "benches/crowd.py", *map(str, arguments)]))
+        log = self.logs[-1]
+        self.wait_until(lambda: "ready" in read(log), CROWD_SECONDS)
+        return child
 
     def last_words(self):
         return [line for log in self.logs for line in log.read_text(errors="replace").splitlines()[-5:]]
@@ -206,7 +213,7 @@ def free_address(port, net="127.0.7"):
 # --- the origin -------------------------------------------------------------------------------------------------------
 
 
-def nginx(folder, port, http_block, cores=None):
+def nginx(folder, port, http_block):
     """nginx with one worker and nothing that would cost time beside the answer itself.
 
     With tcp_nopush head and file leave in one segment. Without it they are two, and now and then the second waits
@@ -227,17 +234,17 @@ http {{
 }}
 """)
     command = ["nginx", "-e", "stderr", "-p", folder, "-c", config]
-    return Process(command, (HOST, port), cores=cores)
+    return Process(command, (HOST, port))
 
 
-def nginx_origin(folder, port, cores=None):
+def nginx_origin(folder, port):
     files = folder / "files"
     files.mkdir()
     for path, size in FILES.items():
         with open(files / path.strip("/"), "wb") as file:
             file.truncate(size)
     block = f"server {{ listen {HOST}:{port} backlog=4096; root {files}; }}"
-    return nginx(folder / "nginx-origin", port, block, cores)
+    return nginx(folder / "nginx-origin", port, block)
 
 
 # --- the load generator -----------------------------------------------------------------------------------------------
@@ -365,11 +372,11 @@ def prepare(*programs):
 
 
 @contextlib.contextmanager
-def stage(cores=None):
+def stage():
     """A scratch folder, and an origin that runs as long as the block: the folder, the origin, its port."""
     (ROOT / "target").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / "target") as scratch:
         folder, port = pathlib.Path(scratch), free_port()
         with Running(folder) as origin:
-            origin.start(nginx_origin(folder, port, cores))
+            origin.start(nginx_origin(folder, port))
             yield folder, origin, port

@@ -2,7 +2,7 @@
 """Measures tunnels whose two ends are far from each other: 50 and 200 ms of round trip, one visitor and a hundred, small
 bodies and large ones, ours beside rathole and bore.
 
-    benches/roads.py                                  everything: about eight minutes
+    benches/roads.py                                  everything: about nine minutes
     benches/roads.py --rounds 1 --trips 50            shortly: about a minute and a half
     benches/roads.py --write                          into docs/bench/roads.md
 
@@ -19,14 +19,14 @@ import socket
 import sys
 import time
 
-from common import FILES, HOST, MIB, REPORTS, ROOT, SIZES
-from common import Process, Running, Trouble, answers, cpu_seconds, free_address, medians, prepare, say, show, stage
-from common import markdown, write, written_by
+from common import FILES, HOST, MIB, REPORTS, ROOT, SIZES, Process, Running, Trouble
+from common import answers, cpu_seconds, free_address, medians, prepare, stage
+from common import markdown, say, show, write, written_by
 from systems import SYSTEMS, TITLES
 
 RIVALS = ["rathole", "bore"]
 # How long programs rest before a cell: longer than any of them takes to make ready for the next visitor.
-REST_SECONDS = 1.5
+REST_SECONDS = 1
 # A cell that takes longer than this has failed.
 PATIENCE_SECONDS = 60
 # Within this nobody is ahead: the road alone is as uneven.
@@ -51,7 +51,7 @@ class Cell:
 
 
 CELLS = [
-    Cell(1, 1, again=5),
+    Cell(1, 1, again=3),
     Cell(100, 1, again=2),
     Cell(1, 20),
     Cell(100, 20),
@@ -251,7 +251,8 @@ def run(cell, trip, options, folder, origin_port):
                 say(f"  {turn + 1}/{options.rounds} {name}: {last['median']:.0f} ms, {last['rps']:,.1f} req/s")
             except (Trouble, OSError) as trouble:
                 say(f"  {turn + 1}/{options.rounds} {name}: {trouble}")
-    return {name: (medians(kept) if kept else {}) | {"failed": options.rounds - len(kept)} for name, kept in runs.items()}
+    failed = {name: {"failed": options.rounds - len(kept)} for name, kept in runs.items()}
+    return {name: (medians(kept) if kept else {}) | failed[name] for name, kept in runs.items()}
 
 
 def arguments():
