@@ -25,9 +25,9 @@ import subprocess
 import tempfile
 
 import charts
-from common import CLOSE, FILES, GIB, HOST, MIB, REPORTS, ROOT, SIZES
-from common import Others, Running, Trouble, answers, medians, prepare, say, show, stage, wrk, wrk_command
-from common import markdown, write, written_by
+from common import CLOSE, FILES, GIB, HOST, MIB, REPORTS, ROOT, SIZES, Others, Running, Trouble
+from common import answers, medians, prepare, stage, wrk, wrk_command
+from common import markdown, say, show, write, written_by
 from systems import SYSTEMS, TITLES, System
 
 # Whose figures are divided by whose.

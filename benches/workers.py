@@ -1,0 +1,166 @@
+#!/usr/bin/env -S python3 -B
+"""Measures the relay with one worker and with several, on the cores of everything else and on cores of its own.
+
+    benches/workers.py                          everything: about six minutes
+    benches/workers.py --rounds 1 --secs 1      shortly: three quarters of one
+    benches/workers.py --write                  into docs/bench/workers.md
+
+Where the relay has cores of its own, agent, origin and load generator have the rest, or the last one if it has all. The origin,
+the agent and wrk each use one core at most, so that on few cores they are what limits requests a second: then read how many the
+relay would answer if it had nothing to wait for, which is its workers by the CPU time of a request.
+"""
+import argparse
+import os
+import sys
+
+from common import CLOSE, HOST, REPORTS, ROOT, Others, Running, Trouble
+from common import answers, cpu_seconds, families, free_port, medians, prepare, rss_mib, stage, wrk
+from common import markdown, say, show, write, written_by
+from systems import our_agent, our_relay
+
+SHAPES = [
+    ("1 KiB, 64 connections", "/1k", 64, []),
+    ("1 KiB, 1000 connections", "/1k", 1000, []),
+    ("1 KiB, 64 connections, a new one for each request", "/1k", 64, CLOSE),
+    ("100 KiB, 64 connections", "/100k", 64, []),
+]
+COLUMNS = [
+    ("req/s", "rps", "{:,.0f}"),
+    ("relay: CPU µs a request", "relay_us", "{:.1f}"),
+    ("relay alone: req/s", "alone", "{:,.0f}"),
+    ("relay: cores in use", "cores", "{:.2f}"),
+    ("p50 ms", "p50", "{:.2f}"),
+    ("p99 ms", "p99", "{:.2f}"),
+    ("errors", "errors", "{:.0f}"),
+    ("relay: peak RSS MiB", "rss", "{:.1f}"),
+    ("others %", "others", "{:.0f}"),
+]
+
+
+def setups():
+    """How many workers, on which cores, and where everything else is; None is wherever the system puts it."""
+    most = os.cpu_count()
+    counts = sorted({1, 2, most})
+    yield from ((workers, None, None) for workers in counts)
+    for workers in counts:
+        yield workers, between(0, workers - 1), between(min(workers, most - 1), most - 1)
+
+
+def between(first, last):
+    """Cores, as taskset takes them."""
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def title(setup):
+    workers, own, rest = setup
+    counted = f"{workers} worker{'s' * (workers > 1)}"
+    return f"{counted}; relay on {cores(own)}, the rest on {cores(rest)}" if own else f"{counted}; all on all cores"
+
+
+def cores(some):
+    return f"cores {some}" if "-" in some else f"core {some}"
+
+
+def measure(here, setup, shape, seconds):
+    (folder, origin, origin_port), (workers, own, rest), (_, path, visitors, more) = here, setup, shape
+    port = free_port()
+    pin(origin, rest)
+    with Running(folder) as running:
+        relay = running.start(our_relay(port, "--workers", str(workers), cores=own))
+        agent = our_agent(origin_port, f"http://{HOST}:{port}", cores=rest)
+        running.start(agent, lambda: answers(port))
+        wrk(port, path, visitors, 1, *more, cores=rest)
+        others, before = Others(running, origin), cpu_seconds(relay)
+        done = wrk(port, path, visitors, seconds, *more, cores=rest)
+        cpu = cpu_seconds(relay) - before
+        return {
+            "rps": done["requests"] / done["seconds"],
+            "relay_us": cpu / done["requests"] * 1e6,
+            "alone": min(workers, os.cpu_count()) * done["requests"] / cpu,
+            "cores": cpu / done["seconds"],
+            "p50": done["p50"],
+            "p99": done["p99"],
+            "errors": done["errors"],
+            "rss": rss_mib("VmHWM", relay),
+            "others": others.percent(),
+        }
+
+
+def pin(origin, rest):
+    """Has the origin run on these cores, as the rest does."""
+    first, _, last = (rest or between(0, os.cpu_count() - 1)).partition("-")
+    for pid in families(*origin.ids()):
+        os.sched_setaffinity(pid, range(int(first), int(last or first) + 1))
+
+
+def table(shape, results):
+    yield [shape[0], *(title for title, _, _ in COLUMNS)]
+    for setup, figures in results.items():
+        yield [title(setup), *(form.format(figures[key]) for _, key, form in COLUMNS)]
+
+
+def ratios(measured):
+    """What several workers do, divided by what one does with the same cores for everybody."""
+    yield ["to one worker", "", "req/s ×", "relay: CPU µs a request ×", "relay alone ×", "p99 ms ×"]
+    for shape, results in measured:
+        for (workers, own, rest), figures in results.items():
+            one = next((kept for (n, o, _), kept in results.items() if n == 1 and bool(o) == bool(own)), None)
+            if one and workers > 1:
+                keys = ("rps", "relay_us", "alone", "p99")
+                yield [shape[0], title((workers, own, rest)), *(f"{figures[key] / one[key]:.2f}" for key in keys)]
+
+
+def report(measured, options):
+    yield from written_by("Workers")
+    yield f"How: medians of {options.rounds} rounds of {options.secs} s, the setups in turn within each round."
+    yield ""
+    yield "*Relay alone* is how many requests a second its workers would answer if they had nothing to wait for: their"
+    yield "number by the CPU time of a request."
+    yield ""
+    yield from markdown(ratios(measured))
+    for shape, results in measured:
+        yield ""
+        yield f"## {shape[0]}"
+        yield ""
+        yield from markdown(table(shape, results))
+
+
+def run(here, shape, options):
+    runs = {setup: [] for setup in setups()}
+    for turn in range(options.rounds):
+        for setup, kept in runs.items():
+            try:
+                kept.append(measure(here, setup, shape, options.secs))
+                say(f"  {turn + 1}/{options.rounds} {title(setup)}: {kept[-1]['rps']:,.0f} req/s")
+            except (Trouble, OSError) as trouble:
+                say(f"  {turn + 1}/{options.rounds} {title(setup)}: {trouble}")
+    return {setup: medians(kept) for setup, kept in runs.items() if kept}
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--secs", type=int, default=5, help="seconds of load a setup and round (default 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default 3)")
+    parser.add_argument("--write", action="store_true", help=f"write {REPORTS.relative_to(ROOT)}/workers.md")
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
+    prepare("nginx", "wrk", "taskset")
+    if os.cpu_count() < 2:
+        sys.exit("there is one core only: nothing to compare")
+    measured = []
+    with stage() as here:
+        for shape in SHAPES:
+            say(f"{shape[0]}:")
+            measured.append((shape, run(here, shape, options)))
+            show(f"{shape[0]} (medians of {options.rounds} rounds of {options.secs} s)", table(*measured[-1]))
+    show("Ratios", ratios(measured))
+    if options.write:
+        write("workers.md", report(measured, options))
+    sys.exit(0 if all(len(results) == len(list(setups())) for _, results in measured) else 1)
+
+
+if __name__ == "__main__":
+    main()
