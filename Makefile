@@ -25,10 +25,11 @@ NO_STD = cargo build --release --manifest-path proto/no-std/Cargo.toml --target-
 fmt: ## Format the code
 	cargo fmt --all
 
-bench: ## Compare with the origin alone, nginx, bore, rathole and ptth, side by side (installs what is missing)
+bench: ## Measure everything, beside nginx, bore, rathole and ptth, into docs/bench (installs them; forty minutes)
 	benches/setup.sh
 	cargo build --release
-	python3 -B benches/tunnels.py --all --write
+	failed=0; for bench in "tunnels --all" roads growth memory workers; do set -- $$bench; name=$$1; shift; \
+	  python3 -B benches/$$name.py "$$@" --write || failed=1; done; exit $$failed
 
 interop: ## Let programs that nobody here wrote talk to ours and through ours (installs them: npm, pip, cargo, apt-get)
 	cargo build

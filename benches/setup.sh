@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what benches/tunnels.py needs and does not find: nginx, wrk, curl and strace from Debian's packages, bore,
+# Installs what the benches need and do not find: nginx, wrk, curl and strace from Debian's packages, bore,
 # rathole and the ptth pair from their crates. Run again, it does nothing. What comes from crates goes to
 # target/bench-tools and target/interop-tools, and nowhere else.
 set -eu
