@@ -377,7 +377,11 @@ impl Peer {
             self.output.clear();
         }
         while self.writable && self.life == Life::Open && !self.output.is_empty() {
-            match self.transport.write(self.output.bytes()) {
+            // Its end follows in `wind_up`.
+            let is_last = self.conn.closing().is_some() || self.conn.is_half_closed();
+            let bytes = self.output.bytes();
+            let written = if is_last { self.transport.write_last(bytes) } else { self.transport.write(bytes) };
+            match written {
                 Ok(n) => {
                     self.output.consume(n);
                     self.written += n as u64;
@@ -405,17 +409,20 @@ impl Peer {
         if self.twin != Twin::None {
             return true;
         }
-        // Closing on bytes that were not read would reset the connection, and our last ones with it.
-        let unread = self.readable || self.discarded > 0 || closing == Closing::Linger;
-        if self.eof || self.deaf || !unread {
+        if self.eof || self.deaf {
             return true;
         }
+        // Closing on bytes that were not read would reset the connection, and our last ones with it.
+        let unread = self.readable || self.discarded > 0 || closing == Closing::Linger;
         if matches!(self.life, Life::Open | Life::Half) {
+            // Also where nothing more is known to come: what does come before the close would find our last words unsent.
             self.transport.shutdown_write();
-            self.life = Life::Shut(now);
-            return !self.conn.linger(now);
+            if unread {
+                self.life = Life::Shut(now);
+                return !self.conn.linger(now);
+            }
         }
-        false
+        !unread
     }
 
     /// Bytes are about to be appended to the output: the patience with an idle taker starts now.
@@ -480,20 +487,50 @@ fn most_input(config: &Config) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{ErrorKind, Read};
+    use std::io::{ErrorKind, Read, Write};
     use std::net::{Ipv4Addr, TcpListener};
+
+    use ptth_proto::conn::Body;
+    use ptth_proto::wire::head::Head;
+
+    /// A peer that speaks HTTP, and the other end of its connection.
+    fn connected() -> (Peer, std::net::TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let other = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, address) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let (transport, now) = (Transport::Tcp(mio::net::TcpStream::from_std(stream)), Instant::default());
+        (Peer::new(transport, Remote::Ip(address), Conn::server(now), false, now), other)
+    }
 
     /// What the other end hears when a peer dies that still had this to say.
     fn last_words(unsent: &[u8]) -> io::Result<usize> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let mut other = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (stream, address) = listener.accept().unwrap();
-        let (transport, now) = (Transport::Tcp(mio::net::TcpStream::from_std(stream)), Instant::default());
-        let mut peer = Peer::new(transport, Remote::Ip(address), Conn::tunnel(now), false, now);
+        let (mut peer, mut other) = connected();
         peer.output.vec().extend_from_slice(unsent);
         peer.die();
         drop(peer);
         other.read(&mut [0; 10])
+    }
+
+    #[test]
+    fn what_comes_at_the_last_moment_does_not_take_the_answer_away() {
+        let (mut peer, mut other) = connected();
+        let (now, config, mut pool) = (Instant::default(), Config::default(), Pool::default());
+        other.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        peer.fill(&mut pool, &config).unwrap();
+        while let (1.., _) = peer.conn.recv(now, peer.input.bytes(), &mut Head::default(), &config).unwrap() {
+            peer.input.consume(peer.input.len());
+        }
+        peer.conn.send_response(now, peer.output.vec(), (204, b"No Content"), Body::None, |_| {}).unwrap();
+        peer.conn.send_end(now, None, peer.output.vec()).unwrap();
+        // Nobody has heard of these.
+        other.write_all(b"\r\n").unwrap();
+        peer.flush(now).unwrap();
+        assert!(peer.wind_up(now));
+        drop(peer);
+        let mut heard = [0; 12];
+        other.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"HTTP/1.1 204");
     }
 
     #[test]
