@@ -1,27 +1,25 @@
 //! From the command line to settings that hold: nothing invalid gets past this file. Each complaint is one sentence that says
 //! what to do.
 
+#[cfg(feature = "relay")]
+pub mod relay;
+
 use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
 
-use ipnet::IpNet;
 use log::LevelFilter;
 use ptth_proto::conn::Config;
-use ptth_proto::http::tunnel::is_never_passed;
 use ptth_proto::limits::{MAX_FIELDS, Wait};
-use ptth_proto::wire::fields::{is_token, is_value};
+use ptth_proto::wire::fields::is_value;
 use ptth_proto::wire::head::{Target as RequestTarget, is_host};
 
 use crate::agent::links::Size;
 use crate::agent::upstream::Target;
 use crate::agent::{self, Dialect, Via};
-use crate::cli::{Common, Relay, Reverse};
+use crate::cli::{Common, Reverse};
 use crate::log::AccessLog;
 use crate::net::addr::Place;
-use crate::relay::agents::{Access, Agents};
-use crate::relay::route::TunnelName;
-use crate::relay::{self, Polling, Service};
+use crate::net::name::TunnelName;
 
 /// Where the relay listens that an agent without `--via` starts.
 pub const OWN_RELAY: &str = "127.0.0.1:9999";
@@ -96,98 +94,18 @@ fn access_log(common: &Common) -> Result<AccessLog, String> {
     }
 }
 
-/// A relay's settings.
+/// An agent's settings. One that was told of no relay starts one of its own.
 ///
 /// # Errors
 /// When they can't be.
-pub fn relay(cli: &Relay) -> Result<relay::Settings, String> {
-    let listen = cli.listen.iter().map(|text| listen(text)).collect::<Result<Vec<_>, _>>()?;
-    let anyone = cli.agents.is_none() && !cli.open;
-    if let Some(public) = listen.iter().find(|address| !address.ip().is_loopback() && anyone) {
-        return Err(format!(
-            "--listen {public} can be reached from other machines, and whoever reaches it could claim any tunnel: say \
-             with --agents FILE who may, say --open if anyone may, or listen on 127.0.0.1"
-        ));
+pub fn reverse(cli: &Reverse) -> Result<agent::Settings, String> {
+    if cli.via.is_none() && cfg!(not(feature = "relay")) {
+        return Err(
+            "--via is missing: this program was built without a relay of its own (feature `relay`), so it has to be \
+                    told which one to dial"
+                .into(),
+        );
     }
-    let agents = access(cli)?;
-    let polling = polling(cli)?;
-    let domain = cli.domain.trim_matches('.').to_ascii_lowercase();
-    if domain.is_empty() || domain.contains(':') || !is_host(domain.as_bytes()) {
-        return Err(format!("--domain {}: it is a host name, such as tunnels.example.org", cli.domain));
-    }
-    let trusted = cli.trust_forwarded.iter().map(|text| network(text)).collect::<Result<Vec<_>, _>>()?;
-    let services = cli.tcp.iter().map(|text| service(text)).collect::<Result<Vec<_>, _>>()?;
-    let upgrades = upgrades(&cli.allow_upgrade)?;
-    let workers = usize::from(cli.workers);
-    let access_logs = (0..workers).map(|_| access_log(&cli.common)).collect::<Result<Vec<_>, _>>()?;
-    let config = config(&cli.common)?;
-    Ok(relay::Settings { listen, services, upgrades, domain, workers, trusted, config, access_logs, agents, polling })
-}
-
-fn service(text: &str) -> Result<Service, String> {
-    let parts = text.split_once('=').and_then(|(listen, name)| {
-        Some(Service { listen: listen.parse().ok()?, name: TunnelName::of(name.as_bytes())? })
-    });
-    parts.ok_or_else(|| format!("--tcp {text}: it is ADDR:PORT=NAME, such as 0.0.0.0:2222=demo"))
-}
-
-fn upgrades(tokens: &[String]) -> Result<Vec<String>, String> {
-    for token in tokens {
-        let token = token.as_bytes();
-        // A protocol may have a version behind a slash (RFC 9110 §7.8).
-        if !token.split(|b| *b == b'/').all(is_token) {
-            return Err(format!("--allow-upgrade {}: it is a protocol, such as websocket", token.escape_ascii()));
-        }
-        if is_never_passed(token) {
-            return Err(format!(
-                "--allow-upgrade {}: behind it, requests would come that nobody has looked at; it is never passed on",
-                token.escape_ascii()
-            ));
-        }
-    }
-    Ok(tokens.to_vec())
-}
-
-fn polling(cli: &Relay) -> Result<Polling, String> {
-    let prefix = cli.queue_prefix.as_deref().unwrap_or_default().trim_end_matches('/');
-    let good = |b: u8| b.is_ascii_graphic() && !matches!(b, b'?' | b'#');
-    if !prefix.is_empty() && (!prefix.starts_with('/') || !prefix.bytes().all(good)) {
-        return Err(format!("--queue-prefix {prefix}: it is a path, such as /queues"));
-    }
-    Ok(Polling { no_upgrade: cli.no_upgrade, prefix: prefix.into(), query: cli.ptth_query })
-}
-
-fn access(cli: &Relay) -> Result<Access, String> {
-    let Some(path) = &cli.agents else { return Ok(Access::Anyone) };
-    let name = path.display();
-    if cli.open {
-        return Err(format!(
-            "--agents {name} and --open contradict each other: drop --open to let in those in the file alone, or \
-             --agents to let in anyone"
-        ));
-    }
-    let text = fs::read_to_string(path).map_err(|error| format!("--agents {name}: can't be read: {error}"))?;
-    let agents = Agents::parse(&text).map_err(|error| format!("--agents {name}: {error}"))?;
-    Ok(Access::Listed(agents))
-}
-
-fn listen(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("--listen {text}: it is ADDR:PORT, such as 127.0.0.1:9999 or [::]:80"))
-}
-
-fn network(text: &str) -> Result<IpNet, String> {
-    let network = text.parse::<IpNet>().ok();
-    let address = || text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip));
-    network
-        .or_else(address)
-        .ok_or_else(|| format!("--trust-forwarded {text}: it is an address or a network, such as 10.0.0.0/8"))
-}
-
-/// An agent's settings, and those of the relay that it has to start itself when it was told of none.
-///
-/// # Errors
-/// When they can't be.
-pub fn reverse(cli: &Reverse) -> Result<(agent::Settings, Option<relay::Settings>), String> {
     let upstream = match cli.upstream.as_str() {
         "hello" => Target::Hello,
         text => Target::Place(Place::parse(text).map_err(|error| format!("UPSTREAM {error}"))?),
@@ -196,30 +114,15 @@ pub fn reverse(cli: &Reverse) -> Result<(agent::Settings, Option<relay::Settings
         .ok_or_else(|| format!("--name {}: it is 1 to 63 letters, digits, `-` and `_`", cli.name))?;
     let own_relay = format!("http://{OWN_RELAY}");
     let (via, dialect, public_url) = via(cli.via.as_deref().unwrap_or(&own_relay), name.as_str(), &cli.dialect)?;
-    let own = match cli.via {
-        Some(_) => None,
-        None => Some(relay::Settings {
-            listen: vec![listen(OWN_RELAY)?],
-            services: Vec::new(),
-            upgrades: vec!["websocket".into()],
-            domain: "localhost".into(),
-            workers: 1,
-            trusted: Vec::new(),
-            config: config(&cli.common)?,
-            access_logs: vec![access_log(&cli.common)?],
-            agents: Access::Anyone,
-            polling: Polling::default(),
-        }),
-    };
     // The relay sees every request, those that no link was there for too: its lines are enough.
-    let agents_log = if own.is_some() { AccessLog::none() } else { access_log(&cli.common)? };
+    let agents_log = if cli.via.is_none() { AccessLog::none() } else { access_log(&cli.common)? };
     let host_header = match &cli.host_header {
         Some(host) if host.is_empty() || !is_host(host.as_bytes()) => {
             return Err(format!("--host-header {host}: it is HOST or HOST:PORT"));
         }
         host => host.clone(),
     };
-    let settings = agent::Settings {
+    Ok(agent::Settings {
         upstream,
         via,
         name: name.as_str().into(),
@@ -232,8 +135,7 @@ pub fn reverse(cli: &Reverse) -> Result<(agent::Settings, Option<relay::Settings
         json: cli.json,
         config: config(&cli.common)?,
         access_log: agents_log,
-    };
-    Ok((settings, own))
+    })
 }
 
 fn size(text: &str) -> Result<Size, String> {
@@ -364,7 +266,7 @@ mod tests {
     use super::*;
     use clap::Parser;
 
-    fn reverse_of(args: &[&str]) -> Result<(agent::Settings, Option<relay::Settings>), String> {
+    fn reverse_of(args: &[&str]) -> Result<agent::Settings, String> {
         reverse(&Reverse::parse_from([&["ptth-reverse"], args].concat()))
     }
 
@@ -380,9 +282,8 @@ mod tests {
             ("http://relay.example", "default", "http://relay.example/"),
             ("http://relay.example", "Demo", "http://demo.relay.example/"),
         ] {
-            let (settings, own) = reverse_of(&["8080", "--via", via, "--name", name]).unwrap();
+            let settings = reverse_of(&["8080", "--via", via, "--name", name]).unwrap();
             assert_eq!(settings.public_url, url, "{via} {name}");
-            assert!(own.is_none());
         }
     }
 
@@ -407,26 +308,10 @@ mod tests {
             &["8080", "--limit", "head=0"],
             &["8080", "--limit", "nothing=1"],
             &["8080", "--limit", "fields=1000"],
-            &["8080", "--access-log", "/no/such/folder/log"],
+            &["8080", "--via", "http://a", "--access-log", "/no/such/folder/log"],
         ] {
             assert!(reverse_of(args).is_err(), "{args:?}");
         }
-        let relay_of = |args: &[&str]| relay(&Relay::parse_from([&["ptth-relay"], args].concat())).map(|_| ());
-        for args in [
-            &["--listen", "9999"][..],
-            &["--listen", "0.0.0.0:9999"],
-            &["--listen", "127.0.0.1:9999", "--listen", "[::]:9999"],
-            &["--domain", "a b"],
-            &["--domain", "a:80"],
-            &["--trust-forwarded", "proxy"],
-            &["--agents", "/no/such/file"],
-            &["--agents", "/dev/null"],
-            &["--agents", "Cargo.toml"],
-            &["--agents", "/dev/null", "--open"],
-        ] {
-            assert!(relay_of(args).is_err(), "{args:?}");
-        }
-        assert!(relay_of(&["--listen", "0.0.0.0:9999", "--open", "--trust-forwarded", "10.0.0.0/8"]).is_ok());
     }
 
     #[test]
@@ -441,11 +326,10 @@ mod tests {
 
     #[test]
     fn settings_reach_where_they_are_used() {
-        let (settings, own) =
-            reverse_of(&["8080", "--timeout", "answer=5m", "--limit", "head=16384", "--links", "1..3"]).unwrap();
+        let args = ["8080", "--via", "http://a", "--timeout", "answer=5m", "--limit", "head=16384", "--links", "1..3"];
+        let settings = reverse_of(&args).unwrap();
         assert_eq!(settings.config.deadlines.answer.as_secs(), 300);
         assert_eq!(settings.config.limits.head, 16384);
         assert_eq!(settings.size, Size { spare: 1, most: 3 });
-        assert_eq!(own.unwrap().listen[0].to_string(), OWN_RELAY);
     }
 }

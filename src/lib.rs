@@ -16,4 +16,5 @@ pub mod log;
 pub mod net;
 pub mod peer;
 pub mod reactor;
+#[cfg(feature = "relay")]
 pub mod relay;

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Relay) -> Result<u8, Failure> {
-    let settings = config::relay(cli).map_err(Failure::flags)?;
+    let settings = config::relay::settings(cli).map_err(Failure::flags)?;
     let files = config::raise_file_limit();
     let domain = settings.domain.clone();
     let (mut reactors, addresses) = relay::start(settings, files).map_err(Failure::start)?;

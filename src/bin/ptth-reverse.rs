@@ -1,13 +1,11 @@
 //! The agent: makes a local port reachable.
 
 use std::process::ExitCode;
-use std::thread;
 
 use clap::Parser;
 use ptth::cli::Reverse;
 use ptth::config::Failure;
-use ptth::reactor::Mailbox;
-use ptth::{agent, config, log, relay};
+use ptth::{agent, config, log};
 
 fn main() -> ExitCode {
     let cli = Reverse::parse();
@@ -22,16 +20,19 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Reverse) -> Result<u8, Failure> {
-    let (settings, own_relay) = config::reverse(cli).map_err(Failure::flags)?;
+    let settings = config::reverse(cli).map_err(Failure::flags)?;
     let files = config::raise_file_limit();
-    let relay = own_relay.map(|settings| start_relay(settings, files)).transpose().map_err(Failure::start)?;
-    let (relay, mailbox) = relay.unzip();
+    ::log::debug!("{files} files may be open");
+    #[cfg(feature = "relay")]
+    let (relay, mailbox) = own_relay::start(cli, files)?.unzip();
     let mut reactor = agent::start(settings).map_err(Failure::start)?;
-    // The relay of our own stops when we do: one loop hears the signals.
+    #[cfg(feature = "relay")]
+    // It stops when we do: one loop hears the signals.
     reactor.app.side.set_companion(mailbox);
     let failed = |what: &str, error: std::io::Error| Failure::start(format!("{what}: {error}"));
     reactor.handle_signals().map_err(|error| failed("signals can't be handled", error))?;
     let code = reactor.run().map_err(|error| failed("the event loop failed", error));
+    #[cfg(feature = "relay")]
     if let (Some(relay), Ok(0)) = (relay, &code) {
         // Stopped by the same signal; its visitors get their last bytes.
         let _ = relay.join();
@@ -40,19 +41,38 @@ fn run(cli: &Reverse) -> Result<u8, Failure> {
 }
 
 /// A relay of one's own, on a thread of this process: one command shows the whole thing.
-fn start_relay(settings: relay::Settings, files: usize) -> Result<(thread::JoinHandle<()>, Mailbox), String> {
-    let (reactors, _) = relay::start(settings, files).map_err(|error| {
-        let at = config::OWN_RELAY;
-        format!(
-            "no --via was given, and no relay can be started here: {error} (is one running? then --via http://{at})"
-        )
-    })?;
-    let mailbox = reactors.first().map(|first| first.core.mailbox()).ok_or("a relay without a loop")?;
-    let run = move || {
-        if let Err(error) = relay::run(reactors) {
-            ::log::error!("{error}");
+#[cfg(feature = "relay")]
+mod own_relay {
+    use std::thread::{Builder, JoinHandle};
+
+    use ptth::cli::Reverse;
+    use ptth::config::{self, Failure};
+    use ptth::reactor::Mailbox;
+    use ptth::relay;
+
+    /// Starts it where the agent was told of none.
+    pub(super) fn start(cli: &Reverse, files: usize) -> Result<Option<(JoinHandle<()>, Mailbox)>, Failure> {
+        if cli.via.is_some() {
+            return Ok(None);
         }
-    };
-    let thread = thread::Builder::new().name("relay".into()).spawn(run);
-    thread.map(|thread| (thread, mailbox)).map_err(|error| format!("no thread for the relay: {error}"))
+        let settings = config::relay::own(&cli.common).map_err(Failure::flags)?;
+        run(settings, files).map(Some).map_err(Failure::start)
+    }
+
+    fn run(settings: relay::Settings, files: usize) -> Result<(JoinHandle<()>, Mailbox), String> {
+        let (reactors, _) = relay::start(settings, files).map_err(|error| {
+            let at = config::OWN_RELAY;
+            format!(
+                "no --via was given, and no relay can be started here: {error} (is one running? then --via http://{at})"
+            )
+        })?;
+        let mailbox = reactors.first().map(|first| first.core.mailbox()).ok_or("a relay without a loop")?;
+        let run = move || {
+            if let Err(error) = relay::run(reactors) {
+                ::log::error!("{error}");
+            }
+        };
+        let thread = Builder::new().name("relay".into()).spawn(run);
+        thread.map(|thread| (thread, mailbox)).map_err(|error| format!("no thread for the relay: {error}"))
+    }
 }

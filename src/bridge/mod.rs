@@ -29,8 +29,10 @@ use crate::log::{AccessLog, Line};
 use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat, Twin};
 use crate::reactor::{App, Core, Door, Loss, Mailbox, Message};
+pub(crate) use carry::hold;
+#[cfg(feature = "relay")]
+pub(crate) use carry::too_large;
 use carry::{Flow, ask, home};
-pub(crate) use carry::{hold, too_large};
 use exchange::{Exchange, Exchanges, Kind, Lane, Stage};
 
 /// Where a request goes.

@@ -3,6 +3,7 @@
 pub mod addr;
 pub mod buf;
 pub mod guests;
+pub mod name;
 pub mod resolve;
 
 use std::io::{self, Read, Write};

@@ -16,7 +16,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::answer::{Answer, Code};
-use crate::relay::route::TunnelName;
+use crate::net::name::TunnelName;
 
 /// Base64 that is written with padding and read with or without.
 const BASE64: GeneralPurpose = GeneralPurpose::new(

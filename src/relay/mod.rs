@@ -35,6 +35,7 @@ use crate::log::AccessLog;
 use crate::net;
 use crate::net::addr::Remote;
 use crate::net::guests::{Guests, Most};
+use crate::net::name::TunnelName;
 use crate::peer::{NO_KEY, Peer, Seat};
 use crate::reactor::{Core, Door, Loss, Message, Reactor};
 use agents::Access;
@@ -42,7 +43,6 @@ use counts::Counts;
 use porter::Porter;
 use queues::{Carriage, Passed, Queues, Secrets};
 use registry::{Registry, Taken};
-use route::TunnelName;
 use workers::{Directory, Word, Workers};
 
 /// What a relay is told.

@@ -29,11 +29,12 @@ use ptth_proto::wire::packed::{self, Form, MAGIC_FIELD};
 
 use super::agents::{KeyHash, refusal};
 use super::registry::Taken;
-use super::route::{Means, TunnelName, means};
+use super::route::{Means, means};
 use super::{Relay, is_free};
 use crate::answer::{Answer, Code};
 use crate::bridge::{Claim, Order, answer_early, hold, respond, stopping, take_bodiless, takes_trailers};
 use crate::net::addr::Remote;
+use crate::net::name::TunnelName;
 use crate::peer::{NO_KEY, Peer, Seat};
 use crate::reactor::{Core, Loss, Message};
 
