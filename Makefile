@@ -1,5 +1,5 @@
 # Each target is one line to use; `make help` lists them.
-.PHONY: help run test check small fmt bench interop desync chaos fixtures fuzz deny install clean
+.PHONY: help run test check small fmt bench cost interop desync chaos fixtures fuzz deny install clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -39,6 +39,11 @@ bench: ## Measure everything, beside nginx, bore, rathole and ptth, into docs/be
 	cargo build --release
 	failed=0; for bench in "tunnels --all" roads growth memory workers; do set -- $$bench; name=$$1; shift; \
 	  python3 -B benches/$$name.py "$$@" --write || failed=1; done; exit $$failed
+
+cost: ## Count what a request costs: system calls and instructions of either program (needs strace and valgrind)
+	cargo build --profile profiling
+	benches/costs.py calls
+	benches/costs.py instructions
 
 interop: ## Let programs that nobody here wrote talk to ours and through ours (installs them: npm, pip, cargo, apt-get)
 	cargo build
