@@ -1,12 +1,14 @@
 //! What is said on stderr, and the access log. stdout belongs to the public URL.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Display, Write as _};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::net::addr::Remote;
 
 /// Lines of the access log are held back until there are so many bytes of them, or until the loop rests: one write for a
 /// thousand lines under load, at once when there is none.
@@ -60,7 +62,7 @@ pub struct Line<'a> {
     /// Its number.
     pub id: u64,
     /// Who asked.
-    pub visitor: &'a dyn std::fmt::Display,
+    pub visitor: Visitor<'a>,
     /// The tunnel, or what stands for it.
     pub tunnel: &'a str,
     /// The request's method, or nothing when it could not be read.
@@ -77,6 +79,42 @@ pub struct Line<'a> {
     pub took: Duration,
     /// What went wrong, if anything.
     pub code: Option<&'a str>,
+}
+
+/// Who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visitor<'a> {
+    /// Whoever is at the other end of the connection.
+    At(Remote),
+    /// Whom the program at the other end has named.
+    Named(&'a [u8]),
+}
+
+impl Display for Visitor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Visitor::At(remote) => remote.fmt(f),
+            Visitor::Named(name) => Word(name).fmt(f),
+        }
+    }
+}
+
+/// Bytes as they stand in a line; a dash for none.
+struct Word<'a>(&'a [u8]);
+
+impl Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("-");
+        }
+        for chunk in self.0.utf8_chunks() {
+            f.write_str(chunk.valid())?;
+            if !chunk.invalid().is_empty() {
+                f.write_char(char::REPLACEMENT_CHARACTER)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl AccessLog {
@@ -106,8 +144,6 @@ impl AccessLog {
 
     /// Adds a line.
     pub fn line(&mut self, line: &Line<'_>) {
-        let text =
-            |bytes: &[u8]| if bytes.is_empty() { "-".into() } else { String::from_utf8_lossy(bytes).into_owned() };
         let _ = writeln!(
             self.lines,
             "{} {} {} {} {} {} {} {} {} {}.{:03} {}",
@@ -115,8 +151,8 @@ impl AccessLog {
             line.id,
             line.visitor,
             line.tunnel,
-            text(line.method),
-            text(line.target),
+            Word(line.method),
+            Word(line.target),
             line.status,
             line.bytes_in,
             line.bytes_out,
@@ -144,8 +180,8 @@ impl AccessLog {
     }
 }
 
-impl std::fmt::Debug for AccessLog {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for AccessLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AccessLog").field("on", &self.is_on()).finish_non_exhaustive()
     }
 }

@@ -27,7 +27,7 @@ use ptth_proto::wire::head::{FieldWriter, Head};
 use crate::answer::{Answer, Code};
 use crate::bridge::exchange::{Exchange, Kind};
 use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side, pass_on};
-use crate::log::AccessLog;
+use crate::log::{AccessLog, Visitor};
 use crate::net::Transport;
 use crate::net::addr::{Place, Remote};
 use crate::peer::{Peer, Seat, Twin};
@@ -715,12 +715,12 @@ impl Side for Agent {
     }
 
     /// The relay says who asks: on a link, every visitor comes from the relay's own address.
-    fn visitor<'a>(&self, exchange: &'a Exchange) -> Cow<'a, str> {
+    fn visitor<'a>(&self, exchange: &'a Exchange) -> Visitor<'a> {
         // The first of a list is the visitor, those behind it are proxies; and what is no word would be two columns.
         let visitor = exchange.head.fields.list(Name::XForwardedFor).next();
         match visitor.filter(|visitor| visitor.iter().all(u8::is_ascii_graphic)) {
-            Some(visitor) => String::from_utf8_lossy(visitor),
-            None => Cow::Owned(exchange.visitor.to_string()),
+            Some(visitor) => Visitor::Named(visitor),
+            None => Visitor::At(exchange.visitor),
         }
     }
 

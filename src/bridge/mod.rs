@@ -25,7 +25,7 @@ use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::{FieldWriter, Head, Version, is_idempotent};
 
 use crate::answer::{Answer, Code, wants_json};
-use crate::log::{AccessLog, Line};
+use crate::log::{AccessLog, Line, Visitor};
 use crate::net::addr::Remote;
 use crate::peer::{NO_KEY, Peer, Seat, Twin};
 use crate::reactor::{App, Core, Door, Loss, Mailbox, Message};
@@ -160,7 +160,7 @@ pub trait Side {
     /// The page for a fault on the back.
     fn fault(&self, exchange: &Exchange, fault: &BackFault) -> Answer;
     /// Who asks, for the access log.
-    fn visitor<'a>(&self, exchange: &'a Exchange) -> Cow<'a, str>;
+    fn visitor<'a>(&self, exchange: &'a Exchange) -> Visitor<'a>;
     /// What stands for the tunnel in the access log.
     fn tunnel<'a>(&'a self, exchange: &'a Exchange) -> &'a str;
     /// A timer of the side's own.
@@ -366,7 +366,7 @@ impl<S: Side> Bridge<S> {
         self.log.line(&Line {
             time: core.wall_clock(),
             id,
-            visitor: &remote,
+            visitor: Visitor::At(remote),
             tunnel: "-",
             method: head.method(),
             target: head.target(),
@@ -1026,7 +1026,7 @@ impl<S: Side> Bridge<S> {
         self.log.line(&Line {
             time: core.wall_clock(),
             id: exchange.number,
-            visitor: &self.side.visitor(exchange),
+            visitor: self.side.visitor(exchange),
             tunnel: self.side.tunnel(exchange),
             method: exchange.head.method(),
             target: exchange.head.target(),

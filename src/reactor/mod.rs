@@ -539,9 +539,12 @@ impl<A: App> Reactor<A> {
 
     fn read(&mut self) {
         let Reactor { core, app, events, inbox, signals, .. } = self;
-        for token in std::mem::take(&mut core.reads) {
-            core.read_peer(app, token);
+        // Taken out by number, so that the list keeps its memory: only `flush` adds to it.
+        let left_over = core.reads.len();
+        for at in 0..left_over {
+            core.read_peer(app, core.reads[at]);
         }
+        core.reads.drain(..left_over);
         for event in events.iter() {
             match event.token() {
                 SIGNALS => {

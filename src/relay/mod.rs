@@ -31,7 +31,7 @@ use crate::answer::{Answer, Code};
 use crate::bridge::exchange::{Exchange, Intake, Kind, Lane};
 use crate::bridge::line::agent_of;
 use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side, is_http10, pass_on};
-use crate::log::AccessLog;
+use crate::log::{AccessLog, Visitor};
 use crate::net;
 use crate::net::addr::Remote;
 use crate::net::guests::{Guests, Most};
@@ -550,8 +550,8 @@ impl Side for Relay {
         Answer::new(code, text)
     }
 
-    fn visitor<'a>(&self, exchange: &'a Exchange) -> Cow<'a, str> {
-        Cow::Owned(exchange.visitor.to_string())
+    fn visitor<'a>(&self, exchange: &'a Exchange) -> Visitor<'a> {
+        Visitor::At(exchange.visitor)
     }
 
     fn tunnel<'a>(&'a self, exchange: &'a Exchange) -> &'a str {
