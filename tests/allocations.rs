@@ -140,14 +140,15 @@ struct Tunnel {
 
 impl Tunnel {
     fn start(upstream: u16, flags: &[&str]) -> Tunnel {
-        let settings =
-            config::relay(&cli::Relay::parse_from([&["ptth-relay", "--listen", "127.0.0.1:0"], flags].concat()));
+        let settings = config::relay::settings(&cli::Relay::parse_from(
+            [&["ptth-relay", "--listen", "127.0.0.1:0"], flags].concat(),
+        ));
         let (reactors, at) = relay::start(settings.unwrap(), 1024).unwrap();
         let port = at[0].port();
         thread::spawn(move || relay::run(reactors));
         let (target, via) = (format!("127.0.0.1:{upstream}"), format!("http://127.0.0.1:{port}"));
         let command: [&str; 6] = ["ptth-reverse", &target, "--via", &via, "--name", "default"];
-        let (settings, _) = config::reverse(&cli::Reverse::parse_from([&command, flags].concat())).unwrap();
+        let settings = config::reverse(&cli::Reverse::parse_from([&command, flags].concat())).unwrap();
         let mut reactor = agent::start(settings).unwrap();
         thread::spawn(move || reactor.run());
         Tunnel { port }
