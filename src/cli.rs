@@ -64,7 +64,7 @@ pub struct Reverse {
     pub dialect: String,
 
     /// Keep MIN links waiting for requests, and at most MAX in all
-    #[arg(long, value_name = "MIN..MAX", default_value = "2..64")]
+    #[arg(long, value_name = "MIN..MAX", default_value = "2..256")]
     pub links: String,
 
     /// Send this as Host to the upstream, for servers that refuse names they don't know

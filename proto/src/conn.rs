@@ -279,7 +279,7 @@ impl Conn {
     /// this one.
     pub fn wants_read(&self) -> bool {
         match &self.state {
-            State::Link(http) if http.role == Role::Server && http.behind.has_room() => true,
+            State::Link(http) if http.takes_more() => true,
             State::Http(http)
             | State::Offering(http)
             | State::Pausing(http)
@@ -666,17 +666,48 @@ impl Conn {
         Ok(())
     }
 
-    /// Takes a request from a relay of ours that stands behind others which are not answered yet, like [`Conn::recv`]. Gives how many
-    /// bytes are done with, and whether a request is in `head`.
+    /// Whether [`Conn::send_hint`] can be called now: an answer is to come first, to a whole request.
+    pub fn can_hint(&self) -> bool {
+        matches!(&self.state, State::Link(http) if http.role == Role::Client
+            && http.profile == Profile::Pipelining
+            && http.exchange.is_kept()
+            && http.exchange.phase(Role::Client) == Phase::Done
+            && http.behind.count < MOST_BEHIND)
+    }
+
+    /// Says something to an agent of ours on a link that is not idle, by a question that only it can answer and that stands behind
+    /// what was asked: an OPTIONS that may go no further (RFC 9110 §7.6.2). `fields` say what.
     ///
     /// # Errors
-    /// When something else stands there, or a limit is broken.
+    /// When nothing may follow, or a value can't be sent; nothing is appended then.
+    pub fn send_hint(&mut self, out: &mut Vec<u8>, fields: impl FnOnce(&mut FieldWriter<'_>)) -> Result<(), Error> {
+        let may = self.can_hint();
+        let State::Link(http) = &mut self.state else { return Err(Misuse::OutOfTurn.into()) };
+        if !may {
+            return Err(Misuse::OutOfTurn.into());
+        }
+        let start = out.len();
+        let done = head::write_request_line(b"OPTIONS", b"*", out).and_then(|()| {
+            let mut writer = FieldWriter::new(out);
+            writer.field("Host", "");
+            writer.field("Max-Forwards", "0");
+            fields(&mut writer);
+            writer.finish()
+        });
+        undo(done, out, start)?;
+        http.behind.push(Asked::Other);
+        Ok(())
+    }
+
+    /// Takes a request from a relay of ours that stands behind others which are not answered yet, like [`Conn::recv`]. Gives how many
+    /// bytes are done with, and whether a request is in `head`. Any other request is left for [`Conn::recv`], behind the answers: to the
+    /// relay an answer is over with its last byte, which may be before its end was said here.
+    ///
+    /// # Errors
+    /// When it is no request, or a limit is broken.
     pub fn recv_ahead(&mut self, input: &[u8], head: &mut Head, config: &Config) -> Result<(usize, bool), Error> {
         let State::Link(http) = &mut self.state else { return Ok((0, false)) };
-        let is_next = http.role == Role::Server
-            && http.theirs() == Phase::Done
-            && matches!(http.ours(), Phase::Answering | Phase::Body)
-            && http.behind.has_room();
+        let is_next = http.takes_more() && matches!(http.ours(), Phase::Answering | Phase::Body);
         if !is_next || input.is_empty() {
             return Ok((0, false));
         }
@@ -686,7 +717,8 @@ impl Conn {
             Ok(None) => return Ok((0, false)),
             Ok(Some(n)) => {
                 http.reading = Reading::HEAD;
-                http.request_behind(&input[..n], head, &limits).map(|()| (n, true))
+                let fits = http.request_behind(&input[..n], head, &limits);
+                fits.map(|fits| if fits { (n, true) } else { (0, false) })
             }
             Err(error) => Err(error),
         };
@@ -1090,21 +1122,31 @@ impl Http {
         }
     }
 
-    /// A whole request's head that may stand behind another one.
-    fn request_behind(&mut self, whole: &[u8], head: &mut Head, limits: &Limits) -> Result<(), Error> {
+    /// Whether a relay of ours may say more before it has its answer: a request or, in front of any answer, a hint.
+    fn takes_more(&self) -> bool {
+        self.role == Role::Server
+            && self.profile == Profile::Pipelining
+            && self.theirs() == Phase::Done
+            && self.behind.count < MOST_BEHIND
+            && self.behind.state != Follow::NoMore
+            && self.exchange.is_kept()
+    }
+
+    /// A whole request's head: takes it, if it may stand behind another one.
+    fn request_behind(&mut self, whole: &[u8], head: &mut Head, limits: &Limits) -> Result<bool, Error> {
         head.parse_request(whole, limits)?;
         let asked = Asked::by(head.method());
         head::host(&head.fields)?;
-        let fits = matches!(head.method(), b"GET" | b"HEAD")
-            && framing(head, None)? == Framing::Empty
-            && head.version() == Version::Http11
-            && is_kept(head)
-            && head.fields.lists(Name::PtthAccept, upgrade::ASIDE);
-        if !fits {
-            return Err(Fault::UnexpectedData.into());
+        let fits = match head.method() {
+            b"GET" | b"HEAD" => self.behind.state == Follow::Yes && head.fields.lists(Name::PtthAccept, upgrade::ASIDE),
+            b"OPTIONS" => head.fields.first(Name::MaxForwards) == Some(b"0"),
+            _ => false,
+        };
+        let whole = framing(head, None)? == Framing::Empty && head.version() == Version::Http11 && is_kept(head);
+        if fits && whole {
+            self.behind.push(asked);
         }
-        self.behind.push(asked);
-        Ok(())
+        Ok(fits && whole)
     }
 
     fn ours(&self) -> Phase {

@@ -1,5 +1,6 @@
 //! How many links there are to be, and when to dial. Spare ones wait for requests, so that a visitor need not wait for a
-//! connection; as soon as fewer are idle, more are dialled, twice as many when none is. After a failure the dials rest, longer
+//! connection; as soon as fewer are idle, more are dialled: twice as many when none is, and as many as a relay of ours says that it has
+//! requests for. On a long road that is much sooner, for a link whose answer is on its way looks idle from here. After a failure the dials rest, longer
 //! each time.
 
 use std::collections::hash_map::RandomState;
@@ -21,7 +22,7 @@ pub struct Size {
 
 impl Default for Size {
     fn default() -> Self {
-        Size { spare: 2, most: 64 }
+        Size { spare: 2, most: 256 }
     }
 }
 
@@ -82,6 +83,8 @@ pub struct Links {
     busy: usize,
     /// The fewest idle ones since the last look: so many were not needed.
     fewest_idle: usize,
+    /// Links that the relay has requests for, beyond those that there are.
+    wanted: usize,
     /// Links to be closed behind their next answer.
     to_close: usize,
     failures: u32,
@@ -99,6 +102,7 @@ impl Links {
             idle: 0,
             busy: 0,
             fewest_idle: 0,
+            wanted: 0,
             to_close: 0,
             failures: 0,
             mood: Mood::Ready,
@@ -123,10 +127,15 @@ impl Links {
         // With none idle, requests are likely to wait at the relay already: double.
         let spare = if self.idle == 0 { self.size.spare.max(self.busy) } else { self.size.spare };
         let room = self.size.most.saturating_sub(self.pending + self.standing());
-        match spare.saturating_sub(self.idle + self.pending).min(room) {
+        match spare.saturating_sub(self.idle + self.pending).max(self.wanted).min(room) {
             0 => Dial::Not,
             wanted => Dial::Now(wanted),
         }
+    }
+
+    /// So many requests wait at the relay.
+    pub fn want(&mut self, requests: usize) {
+        self.wanted = requests.saturating_sub(self.idle + self.pending);
     }
 
     /// Whether as many are idle as are to be.
@@ -156,6 +165,7 @@ impl Links {
     /// A link that is going to be dialled at these addresses.
     pub fn add(&mut self, addresses: Arc<[SocketAddr]>) -> usize {
         self.pending += 1;
+        self.wanted = self.wanted.saturating_sub(1);
         let link = Link { state: State::Pending(addresses, 0), stood: None, served: false, may_go: false };
         let place = self.free.pop().unwrap_or_else(|| {
             self.links.push(None);

@@ -26,6 +26,7 @@ use ptth_proto::wire::head::{FieldWriter, Head};
 
 use crate::answer::{Answer, Code};
 use crate::bridge::exchange::{Exchange, Kind};
+use crate::bridge::line::wanted;
 use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side, pass_on};
 use crate::log::{AccessLog, Visitor};
 use crate::net::Transport;
@@ -568,6 +569,13 @@ impl Side for Agent {
 
     fn agent(&self) -> u64 {
         self.me
+    }
+
+    fn told_by_relay(&mut self, core: &mut Core) {
+        if let Some(wanted) = wanted(&core.head) {
+            self.links.want(wanted);
+            self.fill(core);
+        }
     }
 
     fn taken_up(&mut self, core: &mut Core, exchange: &Exchange) {

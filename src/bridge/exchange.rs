@@ -36,6 +36,8 @@ pub enum Stage {
     Streaming,
     /// It has its answer, one of our own, which waits for its turn.
     Answered,
+    /// It is the relay's own word, which has been heard: only its turn to be answered is still to come.
+    Hint,
     /// The response's body has ended by silence; the front is to hear its end.
     Ending,
     /// No messages any more: bytes both ways.

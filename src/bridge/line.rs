@@ -5,12 +5,14 @@
 //!
 //! In a line the exchange in a peer's seat is the one whose turn it is; those behind it are in [`Peer::line`].
 
+use std::io::Write;
+
 use mio::Token;
-use ptth_proto::conn::Event;
+use ptth_proto::conn::{Body, Event};
 use ptth_proto::http::framing::Framing;
 use ptth_proto::limits::Wait;
 use ptth_proto::wire::fields::Name;
-use ptth_proto::wire::head::is_idempotent;
+use ptth_proto::wire::head::{FieldWriter, Head, is_idempotent};
 
 use super::exchange::{Lane, Stage};
 use super::{BackFault, Bridge, Order, Side};
@@ -23,6 +25,24 @@ pub(crate) fn agent_of(name: &[u8]) -> Option<(u64, &[u8])> {
     let (agent, rest) = name.split_at_checked(16)?;
     let agent = std::str::from_utf8(agent).ok()?;
     Some((u64::from_str_radix(agent, 16).ok()?, rest.strip_prefix(b"-").unwrap_or(rest)))
+}
+
+/// Tells an agent of ours how many requests wait for a link to it.
+pub(crate) fn say_wanted(fields: &mut FieldWriter<'_>, waiting: usize) {
+    let mut digits = [0; 20];
+    let mut room = &mut digits[..];
+    let _ = write!(room, "{waiting}");
+    let left = room.len();
+    fields.parts(b"Ptth-Accept", &[WANTED, &digits[..digits.len() - left]]);
+}
+
+/// The element of `Ptth-Accept` that says so.
+const WANTED: &[u8] = b"wanted=";
+
+/// What a request says of that.
+pub(crate) fn wanted(head: &Head) -> Option<usize> {
+    let mut said = head.fields.list(Name::PtthAccept).filter_map(|element| element.strip_prefix(WANTED));
+    std::str::from_utf8(said.next()?).ok()?.parse().ok()
 }
 
 /// No peer: the front of an exchange that is set aside.
@@ -107,7 +127,7 @@ impl<S: Side> Bridge<S> {
     pub(super) fn leave_line(&mut self, core: &mut Core, id: usize, back: Token) -> bool {
         let Some(peer) = core.peer(back) else { return false };
         if peer.seat == Seat::Exchange(id) {
-            if peer.line.is_empty() {
+            if peer.line.iter().all(|behind| *behind == NOBODY) {
                 return false;
             }
             peer.seat = Seat::Nobody;
@@ -167,7 +187,7 @@ impl<S: Side> Bridge<S> {
     pub(super) fn listen_behind(&mut self, core: &mut Core, front: Token) {
         loop {
             let Some((peer, head, config)) = core.hear(front) else { return };
-            if !peer.conn.is_in_line() || !matches!(peer.seat, Seat::Exchange(_)) {
+            if !peer.conn.can_pipeline() || !matches!(peer.seat, Seat::Exchange(_)) {
                 return;
             }
             match peer.conn.recv_ahead(peer.input.bytes(), head, config) {
@@ -185,6 +205,32 @@ impl<S: Side> Bridge<S> {
                 }
             }
         }
+    }
+
+    /// A word from the relay to us alone: it has been heard, and is answered in its turn.
+    pub(super) fn begin_hint(&mut self, core: &mut Core, front: Token) {
+        let now = core.now;
+        let Some(peer) = core.peer(front) else { return };
+        let mut exchange = self.exchanges.begin(front, peer.remote, Framing::Empty, now);
+        exchange.lane = Lane::InLine;
+        exchange.stage = Stage::Hint;
+        let id = self.exchanges.insert(exchange);
+        peer.line.push(id);
+    }
+
+    /// It is its turn.
+    pub(super) fn answer_hint(&mut self, core: &mut Core, id: usize) {
+        let now = core.now;
+        let Some(exchange) = self.exchanges.end(id) else { return };
+        let front = exchange.front;
+        self.exchanges.recycle(exchange);
+        let Some(peer) = core.tell(front) else { return };
+        let sent = peer.conn.send_response(now, peer.output.vec(), (204, b"No Content"), Body::None, |_| {});
+        if let Err(error) = sent.and_then(|()| peer.conn.send_end(now, None, peer.output.vec())) {
+            log::error!("an answer could not be written: {error}");
+            core.drop_peer(front);
+        }
+        self.front_is_done(core, front);
     }
 
     /// Whether it is this exchange's turn on its front. If it is not, and its answer is there, the one before it has not much time left.

@@ -127,6 +127,12 @@ pub trait Side {
     fn told(&mut self, _: Code) {}
     /// The exchange is done with its back, which is idle and can serve another.
     fn release(&mut self, core: &mut Core, back: Token, orders: &mut Vec<Order>);
+    /// A request has come in, its head in `core.head`: an agent looks what its relay says by it.
+    fn told_by_relay(&mut self, _: &mut Core) {}
+    /// Requests that wait for a link to where this one goes.
+    fn waiting(&self, _: &Exchange) -> usize {
+        0
+    }
     /// What the names of answers begin with that this agent sets aside.
     fn agent(&self) -> u64 {
         0
@@ -414,11 +420,12 @@ impl<S: Side> Bridge<S> {
 
     /// A request's head is here.
     fn begin(&mut self, core: &mut Core, front: Token, framing: Framing) {
+        let behind = core.peer(front).is_some_and(|peer| matches!(peer.seat, Seat::Exchange(_)));
+        self.side.told_by_relay(core);
         if hops::left(&core.head) == Some(0) {
-            return self.answer_here(core, front);
+            return if behind { self.begin_hint(core, front) } else { self.answer_here(core, front) };
         }
         let now = core.now;
-        let behind = core.peer(front).is_some_and(|peer| matches!(peer.seat, Seat::Exchange(_)));
         let kind = if behind { Kind::Http } else { self.kind(core, framing) };
         // To what may become a tunnel, no body and one of no length are the same.
         let framing = if kind == Kind::Http { framing } else { Framing::Empty };
@@ -550,6 +557,7 @@ impl<S: Side> Bridge<S> {
         }
         let leads = exchange.lane == Lane::Ahead && peer.conn.can_pipeline();
         self.gathering |= leads;
+        let waiting = if peer.conn.can_pipeline() { self.side.waiting(exchange) } else { 0 };
         if !leads && self.running != Running::Yes && exchange.kind == Kind::Http && self.side.is_last(exchange) {
             peer.conn.ask_last();
         }
@@ -559,6 +567,9 @@ impl<S: Side> Bridge<S> {
             self.side.request_fields(exchange, fields);
             if leads {
                 fields.field("Ptth-Accept", "aside");
+            }
+            if waiting > 0 {
+                line::say_wanted(fields, waiting);
             }
             if let Some(name) = &exchange.aside {
                 fields.field("Ptth-Aside", name);
@@ -634,6 +645,9 @@ impl<S: Side> Bridge<S> {
                 Lane::Aside => return,
             }
             let Some(exchange) = self.exchanges.get_mut(id) else { return };
+            if exchange.stage == Stage::Hint {
+                return self.answer_hint(core, id);
+            }
             if exchange.stage == Stage::Answered
                 && let Some(answer) = exchange.failure.take()
             {
@@ -939,6 +953,9 @@ impl<S: Side> Bridge<S> {
         let Some(peer) = core.peer(front).filter(|peer| !peer.line.is_empty()) else { return };
         for id in std::mem::take(&mut peer.line) {
             let Some(mut exchange) = self.exchanges.end(id) else { continue };
+            if exchange.stage == Stage::Hint {
+                continue;
+            }
             exchange.code = Some(Code::VISITOR_GONE.name.into());
             exchange.status = Code::VISITOR_GONE.status;
             self.write_line(core, &exchange);

@@ -11,7 +11,8 @@ use ptth_proto::wire::fields::Name;
 use super::{Relay, is_free, queues};
 use crate::bridge::Order;
 use crate::bridge::exchange::{Exchange, Kind};
-use crate::peer::{Peer, Seat};
+use crate::bridge::line::say_wanted;
+use crate::peer::{NOBODY, Peer, Seat};
 use crate::reactor::{Core, Loss};
 
 /// An answer of more bytes than this would have been set aside by an agent that has the usual limits.
@@ -56,6 +57,17 @@ impl Relay {
             orders.push(Order::Assign(id));
         }
         orders[first..].reverse();
+    }
+
+    /// Requests wait for a link: an agent of ours is told so where it can be, on one that is busy. It may have some on the way to it that
+    /// look idle from its side, and would make more one by one.
+    pub(super) fn tell_of_waiting(&mut self, core: &mut Core, tunnel: usize) {
+        let Some((link, waiting)) = self.tunnels.tell(tunnel, core.now) else { return };
+        let Some(peer) = core.tell(link).filter(|peer| peer.is_alive() && peer.conn.can_hint()) else { return };
+        match peer.conn.send_hint(peer.output.vec(), |fields| say_wanted(fields, waiting)) {
+            Ok(()) => peer.line.push(NOBODY),
+            Err(error) => log::error!("an agent could not be told of waiting requests: {error}"),
+        }
     }
 
     /// What an exchange that is over says of the next ones of its tunnel.

@@ -293,6 +293,10 @@ impl Side for Relay {
         self.tunnels.end(exchange.tunnel);
     }
 
+    fn waiting(&self, exchange: &Exchange) -> usize {
+        self.tunnels.waiting(exchange.tunnel)
+    }
+
     fn was_set_aside(&mut self, exchange: &Exchange) {
         self.tunnels.was_slow(exchange.tunnel);
     }
@@ -333,6 +337,7 @@ impl Side for Relay {
             let leads_there = |core: &mut Core, link| core.peer(link).is_some_and(|peer| peer.agent == has_it);
             let link = self.tunnels.take_idle_of(tunnel, |link| leads_there(core, link) && is_free(core, link));
             if let Some(link) = link {
+                self.tunnels.gives(tunnel, link);
                 return Assign::Back(link);
             }
         } else if let Some(link) = self.tunnels.take_idle(tunnel, |link| is_free(core, link)) {
@@ -340,6 +345,7 @@ impl Side for Relay {
                 exchange.lane = Lane::Ahead;
                 self.tunnels.open_line(tunnel, link);
             }
+            self.tunnels.gives(tunnel, link);
             return Assign::Back(link);
         }
         if self.has_poll(tunnel) {
@@ -374,6 +380,7 @@ impl Side for Relay {
         }
         core.step_again(exchange.front);
         self.tunnels.wait(tunnel, id, has_it);
+        self.tell_of_waiting(core, tunnel);
         if self.workers.are_several() {
             self.workers.waits(self.tunnels.name(tunnel));
         }

@@ -3,7 +3,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use std::time::Duration;
+
 use mio::Token;
+use ptth_proto::time::Instant;
 
 use super::queues::Mail;
 
@@ -15,6 +18,9 @@ const TRUSTED: usize = 32;
 const MOST_TRUST: usize = 64;
 /// and this much a long or a slow one costs: one in twenty is borne.
 const SLOW_COSTS: usize = 20;
+
+/// How soon an agent is told again that requests wait, when they are not twice as many: a link may be as long in the making.
+const TELL_AGAIN: Duration = Duration::from_millis(200);
 
 /// What became of a new link.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,6 +45,10 @@ struct Tunnel {
     links: usize,
     /// Links with several requests on them, the one in front that the next request goes to.
     lines: VecDeque<Token>,
+    /// The link that was last given a request.
+    last: Option<Token>,
+    /// When its agent was last told how many requests wait, and of how many.
+    told: (Instant, usize),
     /// How sure we are that its answers are short and quick.
     quick: usize,
     /// Links gone since `idle` was last rid of them.
@@ -108,6 +118,8 @@ impl Registry {
             requests: 0,
             links: 0,
             lines: VecDeque::new(),
+            last: None,
+            told: (Instant::default(), 0),
             quick: 0,
             gone: 0,
             up: false,
@@ -228,6 +240,25 @@ impl Registry {
         if let Some(tunnel) = self.get_mut(tunnel) {
             tunnel.lines.push_front(link);
         }
+    }
+
+    /// This link is given a request.
+    pub fn gives(&mut self, tunnel: usize, link: Token) {
+        if let Some(tunnel) = self.get_mut(tunnel) {
+            tunnel.last = Some(link);
+        }
+    }
+
+    /// A request waits: the link on which an agent is to be told of how many, if it is time for that.
+    pub fn tell(&mut self, tunnel: usize, now: Instant) -> Option<(Token, usize)> {
+        let tunnel = self.get_mut(tunnel)?;
+        let waiting = tunnel.waiting.len();
+        let (at, told) = tunnel.told;
+        if waiting < told * 2 && now.since(at) < TELL_AGAIN {
+            return None;
+        }
+        tunnel.told = (now, waiting);
+        Some((tunnel.last?, waiting))
     }
 
     /// No longer.
