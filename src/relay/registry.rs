@@ -19,8 +19,10 @@ const MOST_TRUST: usize = 64;
 /// and this much a long or a slow one costs: one in twenty is borne.
 const SLOW_COSTS: usize = 20;
 
-/// How soon an agent is told again that requests wait, when they are not twice as many: a link may be as long in the making.
+/// How soon an agent is told again that requests wait, when they are hardly more: a link may be as long in the making.
 const TELL_AGAIN: Duration = Duration::from_millis(200);
+/// What part of them makes them more: a crowd of 100 is told of some 20 times while it gathers.
+const TELL_MORE: usize = 4;
 
 /// What became of a new link.
 #[derive(Debug, PartialEq, Eq)]
@@ -254,7 +256,7 @@ impl Registry {
         let tunnel = self.get_mut(tunnel)?;
         let waiting = tunnel.waiting.len();
         let (at, told) = tunnel.told;
-        if waiting < told * 2 && now.since(at) < TELL_AGAIN {
+        if waiting <= told + told / TELL_MORE && now.since(at) < TELL_AGAIN {
             return None;
         }
         tunnel.told = (now, waiting);
