@@ -1372,7 +1372,7 @@ impl Http {
         let writing = match body {
             Body::None => Writer::Length(0),
             Body::Length(n) => {
-                writer.number(b"Content-Length", n);
+                writer.length(n);
                 Writer::Length(n)
             }
             Body::Stream => {
@@ -1418,7 +1418,7 @@ impl Http {
                 Writer::Length(0)
             }
             Body::Length(n) => {
-                writer.number(b"Content-Length", n);
+                writer.length(n);
                 if bodiless { Writer::Swallow } else { Writer::Length(n) }
             }
             Body::Stream if bodiless => Writer::Swallow,

@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+pub use crate::wire::bytes::{Label, is_token, is_value};
+
 /// A place in a [`Fields`]' own bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Span {
@@ -15,6 +17,21 @@ impl Span {
         let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
         debug_assert!(start + part.len() <= whole.len());
         Span { start: start as u32, end: (start + part.len()) as u32 }
+    }
+
+    /// What is between this and `next`, which stands behind it.
+    fn until(self, next: Span) -> Span {
+        Span { start: self.end, end: next.start }
+    }
+
+    /// From here to the end of `last`.
+    fn to(self, last: Span) -> Span {
+        Span { start: self.start, end: last.end }
+    }
+
+    /// The next `n` bytes behind it.
+    fn behind(self, n: u32) -> Span {
+        Span { start: self.end, end: self.end.saturating_add(n) }
     }
 
     pub(crate) fn get(self, bytes: &[u8]) -> &[u8] {
@@ -70,37 +87,38 @@ pub enum Name {
 impl Name {
     /// The name's class, in any case.
     pub fn of(name: &[u8]) -> Name {
-        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
-        match name.len() {
-            2 if is(b"te") => Name::Te,
-            3 if is(b"via") => Name::Via,
-            4 if is(b"host") => Name::Host,
-            4 if is(b"date") => Name::Date,
-            4 if is(b"alpn") => Name::Alpn,
-            6 if is(b"accept") => Name::Accept,
-            6 if is(b"expect") => Name::Expect,
-            6 if is(b"prefer") => Name::Prefer,
-            7 if is(b"upgrade") => Name::Upgrade,
-            7 if is(b"trailer") => Name::Trailer,
-            9 if is(b"forwarded") => Name::Forwarded,
-            10 if is(b"connection") => Name::Connection,
-            10 if is(b"keep-alive") => Name::KeepAlive,
-            10 if is(b"user-agent") => Name::UserAgent,
-            10 if is(b"ptth-aside") => Name::PtthAside,
-            11 if is(b"ptth-accept") => Name::PtthAccept,
-            12 if is(b"content-type") => Name::ContentType,
-            12 if is(b"max-forwards") => Name::MaxForwards,
-            12 if is(b"proxy-status") => Name::ProxyStatus,
-            13 if is(b"authorization") => Name::Authorization,
-            14 if is(b"content-length") => Name::ContentLength,
-            14 if is(b"http2-settings") => Name::Http2Settings,
-            15 if is(b"x-forwarded-for") => Name::XForwardedFor,
-            16 if is(b"x-forwarded-host") => Name::XForwardedHost,
-            16 if is(b"proxy-connection") => Name::ProxyConnection,
-            17 if is(b"transfer-encoding") => Name::TransferEncoding,
-            17 if is(b"x-forwarded-proto") => Name::XForwardedProto,
-            18 if is(b"proxy-authenticate") => Name::ProxyAuthenticate,
-            19 if is(b"proxy-authorization") => Name::ProxyAuthorization,
+        let Some(first) = name.first() else { return Name::Other };
+        // Length and first letter leave one name to compare with, and for most names none.
+        match (name.len(), first.to_ascii_lowercase()) {
+            (2, b't') if is(name, b"te") => Name::Te,
+            (3, b'v') if is(name, b"via") => Name::Via,
+            (4, b'h') if is(name, b"host") => Name::Host,
+            (4, b'd') if is(name, b"date") => Name::Date,
+            (4, b'a') if is(name, b"alpn") => Name::Alpn,
+            (6, b'a') if is(name, b"accept") => Name::Accept,
+            (6, b'e') if is(name, b"expect") => Name::Expect,
+            (6, b'p') if is(name, b"prefer") => Name::Prefer,
+            (7, b'u') if is(name, b"upgrade") => Name::Upgrade,
+            (7, b't') if is(name, b"trailer") => Name::Trailer,
+            (9, b'f') if is(name, b"forwarded") => Name::Forwarded,
+            (10, b'c') if is(name, b"connection") => Name::Connection,
+            (10, b'k') if is(name, b"keep-alive") => Name::KeepAlive,
+            (10, b'u') if is(name, b"user-agent") => Name::UserAgent,
+            (10, b'p') if is(name, b"ptth-aside") => Name::PtthAside,
+            (11, b'p') if is(name, b"ptth-accept") => Name::PtthAccept,
+            (12, b'c') if is(name, b"content-type") => Name::ContentType,
+            (12, b'm') if is(name, b"max-forwards") => Name::MaxForwards,
+            (12, b'p') if is(name, b"proxy-status") => Name::ProxyStatus,
+            (13, b'a') if is(name, b"authorization") => Name::Authorization,
+            (14, b'c') if is(name, b"content-length") => Name::ContentLength,
+            (14, b'h') if is(name, b"http2-settings") => Name::Http2Settings,
+            (15, b'x') if is(name, b"x-forwarded-for") => Name::XForwardedFor,
+            (16, b'x') if is(name, b"x-forwarded-host") => Name::XForwardedHost,
+            (16, b'p') if is(name, b"proxy-connection") => Name::ProxyConnection,
+            (17, b't') if is(name, b"transfer-encoding") => Name::TransferEncoding,
+            (17, b'x') if is(name, b"x-forwarded-proto") => Name::XForwardedProto,
+            (18, b'p') if is(name, b"proxy-authenticate") => Name::ProxyAuthenticate,
+            (19, b'p') if is(name, b"proxy-authorization") => Name::ProxyAuthorization,
             _ if is_identity(name) => Name::XForwardedOther,
             _ => Name::Other,
         }
@@ -139,6 +157,28 @@ impl Name {
     }
 }
 
+/// Whether this is the known name, which is in lower case and as long. Two pieces that overlap are compared at once, where the
+/// length alone would have it done byte by byte.
+#[inline(always)]
+fn is<const N: usize>(name: &[u8], known: &[u8; N]) -> bool {
+    match N {
+        0..4 => name.eq_ignore_ascii_case(known),
+        4..8 => same::<4>(name, known),
+        8..=16 => same::<8>(name, known),
+        _ => same::<16>(name, known),
+    }
+}
+
+#[inline(always)]
+fn same<const PIECE: usize>(name: &[u8], known: &[u8]) -> bool {
+    let differs = |name: Option<&[u8; PIECE]>, known: Option<&[u8; PIECE]>| match (name, known) {
+        (Some(name), Some(known)) => name.iter().zip(known).fold(0, |d, (n, k)| d | (n.to_ascii_lowercase() ^ k)),
+        _ => 1,
+    };
+    name.len() == known.len()
+        && differs(name.first_chunk(), known.first_chunk()) | differs(name.last_chunk(), known.last_chunk()) == 0
+}
+
 /// Whether the field is one of those by which a proxy says who its client is. CGI and WSGI read `_` and `-` alike, so a name
 /// with either is meant.
 fn is_identity(name: &[u8]) -> bool {
@@ -160,6 +200,10 @@ fn is_identity(name: &[u8]) -> bool {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     known: Name,
+    /// It goes on to the next connection.
+    passes: bool,
+    /// It stands in the head as we would write it.
+    plain: bool,
     name: Span,
     value: Span,
 }
@@ -173,6 +217,8 @@ pub struct Field<'a> {
     pub name: &'a [u8],
     /// The value.
     pub value: &'a [u8],
+    /// The whole line with its end, if it is as we would write it; else nothing.
+    pub(crate) line: &'a [u8],
 }
 
 /// The fields of a head in their order. Cleared and filled again, it keeps its memory, so that the thousandth head on a
@@ -204,17 +250,39 @@ impl Fields {
         for (name, value) in parsed {
             let known = Name::of(name);
             self.present |= 1 << known as u32;
-            self.entries.push(Entry { known, name: Span::of(name, whole), value: Span::of(value, whole) });
+            let passes = !known.is_hop_by_hop() && known != Name::ContentLength;
+            let (name, value) = (Span::of(name, whole), Span::of(value, whole));
+            let plain = name.until(value).get(whole) == b": " && value.behind(2).get(whole) == b"\r\n";
+            self.entries.push(Entry { known, passes, plain, name, value });
+        }
+        if self.has(Name::Connection) {
+            self.keep_back();
+        }
+    }
+
+    /// What `Connection` names belongs to this hop (RFC 9110 §7.6.1).
+    fn keep_back(&mut self) {
+        let Fields { bytes, entries, .. } = self;
+        for at in 0..entries.len() {
+            if entries[at].known == Name::Connection {
+                for element in elements(entries[at].value.get(bytes)) {
+                    for entry in entries.iter_mut() {
+                        entry.passes &= !entry.name.get(bytes).eq_ignore_ascii_case(element);
+                    }
+                }
+            }
         }
     }
 
     /// The fields in the order they were sent in.
     pub fn iter(&self) -> impl Iterator<Item = Field<'_>> + Clone {
-        self.entries.iter().map(|e| Field {
-            known: e.known,
-            name: e.name.get(&self.bytes),
-            value: e.value.get(&self.bytes),
-        })
+        self.entries.iter().map(|e| self.field(e))
+    }
+
+    fn field(&self, entry: &Entry) -> Field<'_> {
+        let Entry { known, plain, name, value, .. } = *entry;
+        let line = if plain { name.to(value.behind(2)) } else { Span::default() };
+        Field { known, name: name.get(&self.bytes), value: value.get(&self.bytes), line: line.get(&self.bytes) }
     }
 
     /// How many fields there are.
@@ -259,32 +327,16 @@ impl Fields {
         kind.is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"application/json"))
     }
 
-    /// Whether `Connection` names this field, so that it belongs to this hop (RFC 9110 §7.6.1).
-    pub fn is_named_by_connection(&self, field: Field<'_>) -> bool {
-        self.has(Name::Connection) && self.lists(Name::Connection, field.name)
-    }
-
     /// The fields that go on to the next connection: all but those of this hop, the framing, and those that `Connection`
     /// names. Framing is the business of whoever writes the next message.
     pub fn end_to_end(&self) -> impl Iterator<Item = Field<'_>> + Clone {
-        self.iter()
-            .filter(|f| !f.known.is_hop_by_hop() && f.known != Name::ContentLength && !self.is_named_by_connection(*f))
+        self.entries.iter().filter(|e| e.passes).map(|e| self.field(e))
     }
 }
 
 /// The elements of one comma-separated value. Quoted strings are not looked into: none of the lists that we read has them.
 pub fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|e| !e.is_empty())
-}
-
-/// Whether every byte may stand in a field value (RFC 9110 §5.5): no control bytes but the tab.
-pub fn is_value(value: &[u8]) -> bool {
-    value.iter().all(|b| matches!(b, b'\t' | 0x20..=0x7e | 0x80..))
-}
-
-/// Whether this is a token (RFC 9110 §5.6.2).
-pub fn is_token(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use core::mem::MaybeUninit;
 
 use crate::error::{Error, Fault, Misuse, Over};
 use crate::limits::{Limits, MAX_FIELDS};
+use crate::wire::bytes::{Label, are_of_host, are_of_target};
 use crate::wire::fields::{Fields, Name, Span, is_token, is_value};
 
 /// HTTP/1.0 or HTTP/1.1; there is no other in this crate.
@@ -55,6 +56,7 @@ impl Scanner {
     /// At a CR without its LF, at a LF without its CR unless `ends` allows it, and beyond `limit` bytes.
     pub fn find_end(&mut self, input: &[u8], ends: LineEnds, limit: usize) -> Result<Option<usize>, Error> {
         let window = &input[..input.len().min(limit)];
+        self.skip(window);
         while let Some(at) = memchr::memchr2(b'\r', b'\n', &window[self.seen..]) {
             let at = self.seen + at;
             let next = match (window[at], window.get(at + 1)) {
@@ -80,6 +82,26 @@ impl Scanner {
         self.within(input, limit)
     }
 
+    /// Passes over blocks in which lines end as they should and the head does not: many bytes at a time, where the search goes from
+    /// line to line.
+    fn skip(&mut self, window: &[u8]) {
+        let rest = &window[self.seen..];
+        if matches!(rest, [] | [b'\r' | b'\n', ..]) {
+            // Perhaps the empty line.
+            return;
+        }
+        let mut n = 0;
+        while rest[n..].first_chunk().is_some_and(is_plain) {
+            n += BLOCK;
+        }
+        // A line end stays together.
+        n -= usize::from(n > 0 && rest[n - 1] == b'\r');
+        if let Some(end) = memchr::memrchr(b'\n', &rest[..n]) {
+            self.line = self.seen + end + 1;
+        }
+        self.seen += n;
+    }
+
     /// Whether any line ended in a lone LF.
     pub const fn saw_lone_lf(&self) -> bool {
         self.lone_lf
@@ -88,6 +110,19 @@ impl Scanner {
     fn within(&self, input: &[u8], limit: usize) -> Result<Option<usize>, Error> {
         if input.len() >= limit { Err(Over::Head.into()) } else { Ok(None) }
     }
+}
+
+/// Bytes that [`Scanner`] looks at together.
+const BLOCK: usize = 64;
+
+/// Whether CR and LF are only together in a block and the byte behind it, and no line end follows another.
+fn is_plain(block: &[u8; BLOCK + 1]) -> bool {
+    let pairs = block.iter().zip(&block[1..]);
+    let odd = pairs.fold(0, |odd, (a, b)| {
+        let end = u8::from(*a == b'\r') ^ u8::from(*b == b'\n');
+        odd | end | (u8::from(*a == b'\n') & u8::from(*b == b'\r'))
+    });
+    odd == 0
 }
 
 /// The first line of a message.
@@ -139,6 +174,15 @@ impl Head {
         match self.start {
             Start::Request { target, .. } => target.get(&self.fields.bytes),
             _ => b"",
+        }
+    }
+
+    /// The request-target in its form; `None` for a response.
+    pub fn form(&self) -> Option<Target<'_>> {
+        match self.target() {
+            // It was looked at when it was read, and none of the other forms starts like this one.
+            target @ [b'/', ..] => Some(Target::Origin(target)),
+            target => Target::of(self.method(), target),
         }
     }
 
@@ -277,8 +321,7 @@ pub enum Target<'a> {
 impl<'a> Target<'a> {
     /// Reads a request-target in the form that its method allows; `None` when it is none.
     pub fn of(method: &[u8], target: &'a [u8]) -> Option<Target<'a>> {
-        // A fragment is never sent (RFC 9110 §4.2.5), and where one is, one reader cuts it off and another does not.
-        if !target.iter().all(|b| b.is_ascii_graphic() && *b != b'#') {
+        if !are_of_target(target) {
             return None;
         }
         if method == b"CONNECT" {
@@ -329,7 +372,7 @@ pub fn is_host(value: &[u8]) -> bool {
     let Some((host, port)) = split_port(value) else { return false };
     let host_ok = match host {
         [b'[', inner @ .., b']'] => inner.iter().all(|b| b.is_ascii_hexdigit() || b":.".contains(b)),
-        _ => host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(b)),
+        _ => are_of_host(host),
     };
     host_ok && port.is_none_or(|p| p.len() <= 5 && p.iter().all(u8::is_ascii_digit))
 }
@@ -400,28 +443,50 @@ impl<'a> FieldWriter<'a> {
 
     /// Appends a field whose value is made of parts.
     pub fn parts(&mut self, name: &[u8], value: &[&[u8]]) {
-        if !is_token(name) || !value.iter().all(|part| is_value(part)) {
+        if is_token(name) {
+            self.line(name, value);
+        } else {
             self.bad = true;
-            return;
         }
+    }
+
+    /// Appends a field whose name is the program's own.
+    pub fn known(&mut self, name: Label, value: &[&[u8]]) {
+        self.line(name.as_bytes(), value);
+    }
+
+    fn line(&mut self, name: &[u8], value: &[&[u8]]) {
+        let start = self.out.len();
         self.out.extend_from_slice(name);
         self.out.extend_from_slice(b": ");
+        let from = self.out.len();
         for part in value {
             self.out.extend_from_slice(part);
+        }
+        // Where it stands it is in one piece.
+        if !is_value(&self.out[from..]) {
+            self.out.truncate(start);
+            self.bad = true;
+            return;
         }
         self.out.extend_from_slice(b"\r\n");
     }
 
     /// Appends a field as it was read. It was checked then.
     pub fn copy(&mut self, field: crate::wire::fields::Field<'_>) {
+        if !field.line.is_empty() {
+            return self.out.extend_from_slice(field.line);
+        }
         self.out.extend_from_slice(field.name);
         self.out.extend_from_slice(b": ");
         self.out.extend_from_slice(field.value);
         self.out.extend_from_slice(b"\r\n");
     }
 
-    pub(crate) fn number(&mut self, name: &[u8], value: u64) {
-        self.parts(name, &[itoa::Buffer::new().format(value).as_bytes()]);
+    pub(crate) fn length(&mut self, value: u64) {
+        self.out.extend_from_slice(b"Content-Length: ");
+        self.out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+        self.out.extend_from_slice(b"\r\n");
     }
 
     pub(crate) fn finish(self) -> Result<(), Error> {
@@ -512,6 +577,7 @@ pub(crate) fn host(fields: &Fields) -> Result<Option<&[u8]>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::ToString;
 
     fn request(text: &str) -> Result<Head, Error> {
         let mut head = Head::default();
@@ -604,6 +670,48 @@ mod tests {
         let mut scanner = Scanner::default();
         assert_eq!(scanner.find_end(b"A 1\nB: c\r\n\nx", LineEnds::LfToo, 99), Ok(Some(11)));
         assert!(scanner.saw_lone_lf());
+    }
+
+    #[test]
+    fn a_head_in_one_piece_ends_where_one_in_many_does() {
+        let line = "X-Some-Field: a value\r\n".repeat(12);
+        let good = alloc::format!("GET / HTTP/1.1\r\n{line}\r\nbehind it: more\r\n\r\n").into_bytes();
+        let find = |text: &[u8], ends, step| {
+            let mut scanner = Scanner::new();
+            let mut cuts = (0..text.len()).step_by(step).chain([text.len()]);
+            cuts.find_map(|cut| scanner.find_end(&text[..cut], ends, 65536).transpose())
+        };
+        for at in 0..good.len() {
+            for odd in [&b"\r"[..], b"\n", b"\r\n", b"\n\n", b"\r\r\n", b"\r\n\r\n", b"x", b""] {
+                let text = [&good[..at], odd, &good[at + 1..]].concat();
+                for ends in [LineEnds::Crlf, LineEnds::LfToo] {
+                    let (whole, byte_by_byte) = (find(&text, ends, text.len()), find(&text, ends, 1));
+                    assert_eq!(whole, byte_by_byte, "{at} {odd:?} {ends:?}");
+                    assert_eq!(find(&text, ends, 100), byte_by_byte, "{at} {odd:?} {ends:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_field_is_copied_in_one_form_whatever_it_was_read_in() {
+        let head =
+            request("GET / HTTP/1.1\r\nA: b\r\nC:d\r\nE:  f \r\nG:\r\nH: \r\nI: j\tk\t\r\nL:\tm\r\n\r\n").unwrap();
+        let mut out = Vec::new();
+        let mut writer = FieldWriter::new(&mut out);
+        head.fields.iter().for_each(|field| writer.copy(field));
+        writer.finish().unwrap();
+        assert_eq!(out.escape_ascii().to_string(), r"A: b\r\nC: d\r\nE: f\r\nG: \r\nH: \r\nI: j\tk\r\nL: m\r\n\r\n");
+    }
+
+    #[test]
+    fn what_connection_names_stays_behind() {
+        let head = request(
+            "GET / HTTP/1.1\r\nA: 1\r\nConnection: a, , Keep-Alive\r\nB: 2\r\nb: 3\r\nconnection:B\r\nC: 4\r\n\r\n",
+        );
+        let head = head.unwrap();
+        let names: Vec<_> = head.fields.end_to_end().map(|field| field.name).collect();
+        assert_eq!(names, [b"C"]);
     }
 
     #[test]

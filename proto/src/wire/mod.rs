@@ -2,6 +2,7 @@
 //! memory of the past. Readers of a stream have three answers, never two: here it is, more is needed, or this is wrong; those
 //! of a whole message have two. None panics, whatever the bytes.
 
+mod bytes;
 pub mod chunk;
 pub mod comet;
 pub mod fields;
