@@ -3,7 +3,7 @@
 //!
 //! One turn, phase by phase:
 //!
-//! 1. `wait` until a socket is ready, a deadline is due, or at once when work was left over; the clock is read here only;
+//! 1. `wait` until a socket is ready, a deadline is due, or at once when work was left over; the clock is read here only, once;
 //! 2. `read` each ready socket once, and accept what knocks, within a budget;
 //! 3. `step` each peer that has something new: the app understands it;
 //! 4. `route`: the app carries between peers what the steps brought;
@@ -521,8 +521,9 @@ impl<A: App> Reactor<A> {
             Some(Duration::ZERO)
         } else {
             self.app.rest(core);
-            // mio rounds up to whole milliseconds, so that a deadline is not waited for in a circle.
-            core.timers.next().map(|at| at.since(clock()))
+            // mio rounds up to whole milliseconds, so that a deadline is not waited for in a circle. That a turn takes a while is no
+            // reason to look at the clock twice.
+            core.timers.next().map(|at| at.since(core.now))
         };
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
