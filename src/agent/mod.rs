@@ -21,7 +21,7 @@ use ptth_proto::http::framing::Framing;
 use ptth_proto::limits::Wait;
 use ptth_proto::link::upgrade::Token as Offered;
 use ptth_proto::time::Instant;
-use ptth_proto::wire::fields::Name;
+use ptth_proto::wire::fields::{Label, Name};
 use ptth_proto::wire::head::{FieldWriter, Head};
 
 use crate::answer::{Answer, Code};
@@ -122,6 +122,9 @@ const NO_NEWS: Duration = Duration::from_secs(60);
 /// Look-up ids.
 const LOOK_UP_RELAY: usize = 0;
 const LOOK_UP_UPSTREAM: usize = 1;
+
+/// What each request is given.
+const HOST: Label = Label::new("Host");
 
 /// What it calls itself.
 const AGENT: &str = concat!("ptth-reverse/", env!("CARGO_PKG_VERSION"));
@@ -682,12 +685,9 @@ impl Side for Agent {
 
     fn request_fields(&self, exchange: &Exchange, fields: &mut FieldWriter<'_>) {
         let head = &exchange.head;
-        match (&self.host_header, head.fields.first(Name::Host)) {
-            (Some(host), _) => fields.field("Host", host),
-            (None, Some(host)) => fields.field("Host", host),
-            // draft-lentczner-rhttp leaves it out, and no upstream takes HTTP/1.1 without it.
-            (None, None) => fields.field("Host", ""),
-        }
+        // draft-lentczner-rhttp leaves it out, and no upstream takes HTTP/1.1 without it.
+        let asked = head.fields.first(Name::Host).unwrap_or_default();
+        fields.known(HOST, &[self.host_header.as_ref().map_or(asked, String::as_bytes)]);
         pass_on(exchange, fields, |_| true);
     }
 

@@ -8,10 +8,10 @@ mod porter;
 mod queues;
 pub mod registry;
 pub mod route;
+mod text;
 pub mod workers;
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use ptth_proto::conn::Config;
 use ptth_proto::error::Error;
 use ptth_proto::http::framing::Framing;
 use ptth_proto::limits::{Limits, Wait, descriptors_kept};
-use ptth_proto::wire::fields::Name;
+use ptth_proto::wire::fields::{Label, Name};
 use ptth_proto::wire::head::{FieldWriter, Head, split_port};
 
 use crate::answer::{Answer, Code};
@@ -33,7 +33,6 @@ use crate::bridge::line::agent_of;
 use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side, is_http10, pass_on};
 use crate::log::{AccessLog, Visitor};
 use crate::net;
-use crate::net::addr::Remote;
 use crate::net::guests::{Guests, Most};
 use crate::net::name::TunnelName;
 use crate::peer::{NO_KEY, Peer, Seat};
@@ -43,6 +42,7 @@ use counts::Counts;
 use porter::Porter;
 use queues::{Carriage, Passed, Queues, Secrets};
 use registry::{Registry, Taken};
+use text::Text;
 use workers::{Directory, Word, Workers};
 
 /// What a relay is told.
@@ -89,6 +89,14 @@ pub struct Polling {
     /// Stock agents of the `ptth` dialect get query strings too.
     pub query: bool,
 }
+
+/// What each request is given on its way.
+const HOST: Label = Label::new("Host");
+const X_FORWARDED_FOR: Label = Label::new("X-Forwarded-For");
+const X_FORWARDED_PROTO: Label = Label::new("X-Forwarded-Proto");
+const X_FORWARDED_HOST: Label = Label::new("X-Forwarded-Host");
+const FORWARDED: Label = Label::new("Forwarded");
+const VIA: Label = Label::new("Via");
 
 /// A tunnel whose last link is gone is only said to be down after a moment: agents that serve one request for each
 /// connection, and links that are replaced, come back at once.
@@ -503,33 +511,22 @@ impl Side for Relay {
         let trusted = exchange.visitor.ip().is_some_and(|ip| self.is_trusted(ip));
         // Always a Host line: Node answers 400 without one. Empty, when the visitor of HTTP/1.0 named none.
         let host = route::authority(head);
-        fields.field("Host", host);
+        fields.known(HOST, &[host]);
         pass_on(exchange, fields, |known| trusted || !known.is_forwarding());
-        let mut visitor = Text::new();
-        let quoted = match exchange.visitor {
-            Remote::Ip(address) => {
-                let ip = address.ip().to_canonical();
-                let _ = write!(visitor, "{ip}");
-                if ip.is_ipv6() { ["\"[", "]\""] } else { ["", ""] }
-            }
-            Remote::Unix => {
-                let _ = visitor.write_str("unknown");
-                ["", ""]
-            }
-        };
+        let text = exchange.visitor.ip().map(Text::of);
+        let visitor = text.as_ref().map_or(&b"unknown"[..], Text::as_bytes);
+        let [open, close] = if visitor.contains(&b':') { [&b"\"["[..], b"]\""] } else { [&b""[..]; 2] };
         // What a trusted proxy has said, unless it said so to us alone.
         let known = |name| trusted && head.fields.end_to_end().any(|field| field.known == name);
-        fields.field("X-Forwarded-For", visitor.as_bytes());
+        fields.known(X_FORWARDED_FOR, &[visitor]);
         if !known(Name::XForwardedProto) {
-            fields.field("X-Forwarded-Proto", "http");
+            fields.known(X_FORWARDED_PROTO, &[b"http"]);
         }
         if !known(Name::XForwardedHost) {
-            fields.field("X-Forwarded-Host", host);
+            fields.known(X_FORWARDED_HOST, &[host]);
         }
-        let [open, close] = quoted.map(str::as_bytes);
-        let parts = [b"for=", open, visitor.as_bytes(), close, b";host=\"", host, b"\";proto=http"];
-        fields.parts(b"Forwarded", &parts);
-        fields.field("Via", if is_http10(head) { "1.0 ptth-relay" } else { "1.1 ptth-relay" });
+        fields.known(FORWARDED, &[b"for=", open, visitor, close, b";host=\"", host, b"\";proto=http"]);
+        fields.known(VIA, &[if is_http10(head) { b"1.0 ptth-relay" } else { b"1.1 ptth-relay" }]);
     }
 
     fn fault(&self, exchange: &Exchange, fault: &BackFault) -> Answer {
@@ -824,29 +821,4 @@ fn wait_name(wait: Wait) -> &'static str {
 /// Whether a parked link can take a request.
 fn is_free(core: &mut Core, link: Token) -> bool {
     core.peer(link).is_some_and(|peer| peer.seat == Seat::Own && peer.can_be_asked())
-}
-
-/// An address as text, on the stack.
-struct Text {
-    bytes: [u8; 48],
-    len: usize,
-}
-
-impl Text {
-    fn new() -> Text {
-        Text { bytes: [0; 48], len: 0 }
-    }
-
-    fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-}
-
-impl std::fmt::Write for Text {
-    fn write_str(&mut self, s: &str) -> std::fmt::Result {
-        let end = self.len + s.len();
-        self.bytes.get_mut(self.len..end).ok_or(std::fmt::Error)?.copy_from_slice(s.as_bytes());
-        self.len = end;
-        Ok(())
-    }
 }

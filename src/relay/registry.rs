@@ -67,6 +67,8 @@ pub struct Registry {
     tunnels: Vec<Option<Tunnel>>,
     free: Vec<usize>,
     by_name: HashMap<String, usize>,
+    /// The one that was asked for last: most visitors ask for the same again.
+    last: usize,
     /// Tunnels with an agent, or with one a moment ago.
     served: usize,
     /// Requests that wait for a link of any tunnel.
@@ -82,6 +84,7 @@ impl Registry {
             tunnels: Vec::new(),
             free: Vec::new(),
             by_name: HashMap::new(),
+            last: 0,
             served: 0,
             waiting: 0,
             most_tunnels,
@@ -103,7 +106,11 @@ impl Registry {
     }
 
     fn get_or_make(&mut self, name: &str, room: bool) -> Option<usize> {
+        if self.get(self.last).is_some_and(|tunnel| tunnel.name == name) {
+            return Some(self.last);
+        }
         if let Some(tunnel) = self.by_name.get(name) {
+            self.last = *tunnel;
             return Some(*tunnel);
         }
         if !room {

@@ -24,7 +24,7 @@ pub struct Routed {
 /// Whose host a request names: that of an absolute target, which RFC 9112 §3.2.2 puts above `Host`, else `Host`; empty
 /// when neither does.
 pub fn authority(head: &Head) -> &[u8] {
-    match Target::of(head.method(), head.target()) {
+    match head.form() {
         Some(Target::Absolute { authority, .. }) => authority,
         _ => head.fields.first(Name::Host).unwrap_or_default(),
     }
@@ -32,7 +32,7 @@ pub fn authority(head: &Head) -> &[u8] {
 
 /// The path and query of a request's target; `*` of an OPTIONS.
 fn path(head: &Head) -> &[u8] {
-    match Target::of(head.method(), head.target()) {
+    match head.form() {
         Some(Target::Absolute { path, .. }) => path,
         _ => head.target(),
     }
