@@ -127,16 +127,18 @@ pub struct Exchange {
     pub(crate) marked: bool,
 }
 
-/// Heads kept for the next exchanges: enough for those of a busy turn.
-const SPARE_HEADS: usize = 256;
-/// Memory that a spare head may hold on to.
-const SPARE_HEAD_BYTES: usize = 16 * 1024;
+/// Memory of heads kept for the next exchanges: enough for those of a thousand or two that come together.
+const SPARE_HEADS: usize = 2 * 1024 * 1024;
+/// Memory that one of them may hold on to.
+const SPARE_HEAD: usize = 16 * 1024;
 
 /// All exchanges under way. An id is not used again: what was meant for an exchange that is gone reaches nobody.
 #[derive(Debug)]
 pub struct Exchanges {
     slots: Slots<Exchange>,
     heads: Vec<Head>,
+    /// Memory of those.
+    head_bytes: usize,
     numbers: u64,
     /// Between two numbers of this loop lie those of the others.
     step: u64,
@@ -145,7 +147,7 @@ pub struct Exchanges {
 impl Exchanges {
     /// None, and their numbers are `first` and every `step`th from there.
     pub fn new(first: u64, step: u64) -> Exchanges {
-        Exchanges { slots: Slots::default(), heads: Vec::new(), numbers: first, step }
+        Exchanges { slots: Slots::default(), heads: Vec::new(), head_bytes: 0, numbers: first, step }
     }
 
     /// The next number.
@@ -157,6 +159,8 @@ impl Exchanges {
 
     /// Begins one, to be [inserted](Exchanges::insert); its head is an empty one to be swapped for the real.
     pub fn begin(&mut self, front: Token, visitor: Remote, framing: Framing, started: Instant) -> Exchange {
+        let head = self.heads.pop().unwrap_or_default();
+        self.head_bytes -= head.memory();
         Exchange {
             number: self.number(),
             front,
@@ -167,7 +171,7 @@ impl Exchanges {
             lane: Lane::Own,
             aside: None,
             kept: None,
-            head: self.heads.pop().unwrap_or_default(),
+            head,
             framing,
             intake: Intake::Free,
             visitor,
@@ -211,8 +215,10 @@ impl Exchanges {
     /// Keeps the memory of one that was taken out.
     pub fn recycle(&mut self, exchange: Exchange) {
         let mut head = exchange.head;
-        if self.heads.len() < SPARE_HEADS && head.memory() <= SPARE_HEAD_BYTES {
+        let bytes = head.memory();
+        if bytes <= SPARE_HEAD && self.head_bytes + bytes <= SPARE_HEADS {
             head.clear();
+            self.head_bytes += bytes;
             self.heads.push(head);
         }
     }

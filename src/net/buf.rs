@@ -9,6 +9,9 @@ const LARGE: usize = 64 * 1024;
 /// Spare buffers that the pool keeps of each size: 1 MiB of small ones, 1 MiB of large ones.
 const SPARE_SMALL: usize = 256;
 const SPARE_LARGE: usize = 16;
+/// Bytes of spare buffers for output, which grow as they have to. In bytes, because one that has grown is worth keeping: the next
+/// crowd on one link would have to let another grow.
+const SPARE_OUTPUT: usize = 4 * 1024 * 1024;
 
 /// Spare buffers of one event loop.
 #[derive(Debug, Default)]
@@ -16,6 +19,8 @@ pub struct Pool {
     small: Vec<Vec<u8>>,
     large: Vec<Vec<u8>>,
     output: Vec<Vec<u8>>,
+    /// Bytes of those.
+    output_bytes: usize,
 }
 
 impl Pool {
@@ -171,10 +176,14 @@ impl OutBuf {
 
     /// Takes a buffer from the pool when there is none.
     pub fn prepare(&mut self, pool: &mut Pool) {
-        if self.data.capacity() == 0
-            && let Some(spare) = pool.output.pop()
-        {
-            self.data = spare;
+        if self.data.capacity() == 0 {
+            self.data = match pool.output.pop() {
+                Some(spare) => {
+                    pool.output_bytes -= spare.capacity();
+                    spare
+                }
+                None => Vec::with_capacity(SMALL),
+            };
         }
     }
 
@@ -182,9 +191,9 @@ impl OutBuf {
     pub fn release(&mut self, pool: &mut Pool) {
         if self.data.is_empty() && self.data.capacity() > 0 {
             let buffer = std::mem::take(&mut self.data);
-            let large = buffer.capacity() > SMALL;
-            let kept = pool.output.len();
-            if buffer.capacity() <= 4 * LARGE && kept < if large { SPARE_LARGE } else { SPARE_SMALL } {
+            let bytes = buffer.capacity();
+            if bytes <= 4 * LARGE && pool.output_bytes + bytes <= SPARE_OUTPUT {
+                pool.output_bytes += bytes;
                 pool.output.push(buffer);
             }
         }
