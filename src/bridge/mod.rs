@@ -657,6 +657,10 @@ impl<S: Side> Bridge<S> {
             let (asked, answered) = match exchange.stage {
                 Stage::Tunnel => (false, carry::tunnel(core, exchange, back)),
                 Stage::Connecting => (false, carry::connect(core, exchange, back)),
+                // Of a request without a body nothing is left to carry.
+                _ if exchange.framing == Framing::Empty => {
+                    (false, home(core, exchange, back, |token| passes(&self.side, token)))
+                }
                 _ => match ask(core, exchange, back) {
                     Flow::Moved => (true, home(core, exchange, back, |token| passes(&self.side, token))),
                     Flow::Still => (false, home(core, exchange, back, |token| passes(&self.side, token))),

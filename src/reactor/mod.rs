@@ -297,12 +297,16 @@ impl Core {
 
     /// Two peers between which something is carried, with what that takes; both are touched.
     pub fn between(&mut self, from: Token, to: Token) -> Option<(&mut Peer, &mut Peer, &mut Head, &Config)> {
-        self.touch(from);
-        self.touch(to);
-        let Core { peers, head, config, pool, now, .. } = self;
-        let (from, to) = peers.pair_mut(from, to)?;
-        to.prepare(*now, pool);
-        Some((from, to, head, &*config))
+        let Core { peers, head, config, pool, now, touched, .. } = self;
+        let (source, sink) = peers.pair_mut(from, to)?;
+        for (peer, token) in [(&mut *source, from), (&mut *sink, to)] {
+            if !peer.touched {
+                peer.touched = true;
+                touched.push(token);
+            }
+        }
+        sink.prepare(*now, pool);
+        Some((source, sink, head, &*config))
     }
 
     /// All peers.

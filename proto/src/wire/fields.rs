@@ -171,12 +171,16 @@ fn is<const N: usize>(name: &[u8], known: &[u8; N]) -> bool {
 
 #[inline(always)]
 fn same<const PIECE: usize>(name: &[u8], known: &[u8]) -> bool {
-    let differs = |name: Option<&[u8; PIECE]>, known: Option<&[u8; PIECE]>| match (name, known) {
-        (Some(name), Some(known)) => name.iter().zip(known).fold(0, |d, (n, k)| d | (n.to_ascii_lowercase() ^ k)),
-        _ => 1,
-    };
     name.len() == known.len()
-        && differs(name.first_chunk(), known.first_chunk()) | differs(name.last_chunk(), known.last_chunk()) == 0
+        && differs::<PIECE>(name.first_chunk(), known.first_chunk())
+            | differs::<PIECE>(name.last_chunk(), known.last_chunk())
+            == 0
+}
+
+#[inline(always)]
+fn differs<const PIECE: usize>(name: Option<&[u8; PIECE]>, known: Option<&[u8; PIECE]>) -> u8 {
+    let (Some(name), Some(known)) = (name, known) else { return 1 };
+    name.iter().zip(known).fold(0, |differs, (n, k)| differs | (n.to_ascii_lowercase() ^ k))
 }
 
 /// Whether the field is one of those by which a proxy says who its client is. CGI and WSGI read `_` and `-` alike, so a name
