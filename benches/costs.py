@@ -251,7 +251,8 @@ def print_calls(connections, name, calls, requests):
 
 
 def count_instructions(args):
-    print(f"Instructions for each request ({describe(args)}, one connection, {args.requests} requests)\n")
+    many = args.connections[0]
+    print(f"Instructions for each request ({describe(args)}, {many} connections, {args.requests} requests)\n")
     upstream = Upstream()
     with tempfile.TemporaryDirectory(prefix="ptth-costs-") as folder:
         outs = {name: pathlib.Path(folder) / name for name in ("relay", "agent")}
@@ -260,10 +261,10 @@ def count_instructions(args):
             return ["valgrind", "--tool=callgrind", "--dump-line=no", "-q", f"--callgrind-out-file={outs[name]}"]
 
         try:
-            with tunnel(upstream, "4..8", under, args.programs) as (port, processes):
+            with tunnel(upstream, f"{many + 4}..{many + 8}", under, args.programs) as (port, processes):
                 visitors = Visitors(port, args.path, args.body)
-                visitors.come(1)
-                visitors.ask(args.warm_up)
+                visitors.come(many)
+                visitors.ask(max(args.warm_up, 20 * many))
                 control("--zero", processes)
                 visitors.ask(args.requests)
                 control("--dump", processes)
@@ -340,7 +341,7 @@ def main():
     parser.add_argument("what", choices=["calls", "instructions"])
     parser.add_argument("--path", default="/1k", choices=SIZES, help="the size of the answers")
     parser.add_argument("--body", type=int, default=0, metavar="BYTES", help="POST so much instead of GET")
-    parser.add_argument("--connections", type=int, nargs="+", default=[1, 64, 512], help="of visitors, for `calls`")
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 64, 512], help="of visitors (instructions: the first of them)")
     parser.add_argument("--requests", type=int, default=2000, help="that are counted (calls: at least 20 a connection)")
     parser.add_argument("--warm-up", type=int, default=200, help="requests before the count begins")
     parser.add_argument("--top", type=int, default=25, help="functions to list")
