@@ -130,7 +130,14 @@ pub fn conn_ops(data: &[u8]) {
             }
             3 => {
                 let data = vec![arg; usize::from(arg >> 2)];
-                let done = peer.conn.send_data(now, &data, out);
+                let done = if arg & 1 == 1 && peer.conn.left_to_send().is_some() {
+                    // From elsewhere, and on the same way.
+                    let done = peer.conn.send_passed(now, data.len() as u64);
+                    out.extend_from_slice(if done.is_ok() { &data } else { b"" });
+                    done
+                } else {
+                    peer.conn.send_data(now, &data, out)
+                };
                 if done.is_ok() && out.len() > before {
                     peer.says(before, done, &[b"data ", &data[..]].concat());
                     peer.left = peer.left.map(|left| left - data.len() as u64);
@@ -162,6 +169,9 @@ pub fn conn_ops(data: &[u8]) {
             }
             7..=9 => {
                 let count = if what % OPERATIONS == 7 { usize::from(arg) } else { usize::MAX };
+                if what % OPERATIONS == 9 {
+                    pass(other, &mut peer.out, now);
+                }
                 let count = peer.out.len().min(count);
                 other.input.extend(peer.out.drain(..count));
                 hear(other, now, &config, peer.rash);
@@ -211,6 +221,17 @@ pub fn conn_ops(data: &[u8]) {
 fn has_ended(peer: &Peer) -> bool {
     let over = peer.conn.close_reason() == Some(CloseReason::TunnelOver);
     peer.out.is_empty() && (over || peer.conn.is_half_closed())
+}
+
+/// What can go past the connection does.
+fn pass(peer: &mut Peer, wire: &mut Vec<u8>, now: Instant) {
+    let left = peer.conn.left_to_recv().filter(|_| peer.input.is_empty() && !peer.failed);
+    let count = usize::try_from(left.unwrap_or(0)).unwrap_or(usize::MAX).min(wire.len());
+    if count > 0 {
+        let data: Vec<u8> = wire.drain(..count).collect();
+        assert_eq!(peer.conn.recv_passed(now, count as u64), Ok(()));
+        push(&mut peer.heard, &[b"data ", &data[..]].concat());
+    }
 }
 
 fn hear(peer: &mut Peer, now: Instant, config: &Config, rash: bool) {

@@ -10,6 +10,10 @@
 //! - What is to be sent goes through the `send_…` calls, which append to the driver's buffer or change nothing at all.
 //! - After each call the driver asks [`Conn::deadline`] until when it may sleep, and [`Conn::closing`] whether the
 //!   connection is to end. `now` never runs backwards.
+//! - Bytes of a body whose number is known, and those of a tunnel, may go from one socket to another without being seen here:
+//!   at most [`Conn::left_to_recv`] of one connection and [`Conn::left_to_send`] of the other, and while nothing that came
+//!   before them waits in a buffer to be received. Each connection is told so by [`Conn::recv_passed`] and
+//!   [`Conn::send_passed`].
 //! - A message is whole for the peer with its last byte, which may be that of its head: [`Conn::send_end`] belongs into the
 //!   same turn, before anything more is received.
 //! - After an error `recv` repeats it. A server may still send one response when [`Conn::can_respond`] and the error has a
@@ -854,6 +858,64 @@ impl Conn {
         Ok(())
     }
 
+    /// How many of the peer's next bytes are certain to be nothing but body; in a tunnel there is no end of them. `None` where
+    /// none are: then all that comes has to be received.
+    pub fn left_to_recv(&self) -> Option<u64> {
+        match &self.state {
+            State::Tunnel(tunnel) => tunnel.they_speak().then_some(u64::MAX),
+            State::Http(http) | State::Link(http) if http.theirs() == Phase::Body => match &http.reading {
+                Reading::Body(reader) => reader.left(),
+                Reading::Head { .. } => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// How many bytes of body may be sent as they are, without framing between them; in a tunnel there is no end of them.
+    pub fn left_to_send(&self) -> Option<u64> {
+        match &self.state {
+            State::Tunnel(tunnel) => tunnel.we_speak().then_some(u64::MAX),
+            State::Http(http) | State::Link(http) if http.ours() == Phase::Body => http.writing.left(),
+            _ => None,
+        }
+    }
+
+    /// So many bytes of the peer's body have come and were taken elsewhere: as if [`Conn::recv`] had given them as
+    /// [`Event::Data`]. It gives the end of the body as always.
+    ///
+    /// # Errors
+    /// When they were more than [`Conn::left_to_recv`]; nothing changes then.
+    pub fn recv_passed(&mut self, now: Instant, n: u64) -> Result<(), Error> {
+        match &mut self.state {
+            State::Tunnel(tunnel) if tunnel.they_speak() => tunnel.since = now,
+            State::Http(http) | State::Link(http) if http.theirs() == Phase::Body => match &mut http.reading {
+                Reading::Body(reader) => {
+                    reader.passed(n)?;
+                    http.heard(now);
+                }
+                Reading::Head { .. } => return Err(Misuse::OutOfTurn.into()),
+            },
+            _ => return Err(Misuse::OutOfTurn.into()),
+        }
+        Ok(())
+    }
+
+    /// So many bytes of body go out that are not in the driver's buffer: as if [`Conn::send_data`] had been given them.
+    ///
+    /// # Errors
+    /// When they are more than [`Conn::left_to_send`]; nothing changes then.
+    pub fn send_passed(&mut self, now: Instant, n: u64) -> Result<(), Error> {
+        match &mut self.state {
+            State::Tunnel(tunnel) if tunnel.we_speak() => tunnel.since = now,
+            State::Http(http) | State::Link(http) if http.ours() == Phase::Body => {
+                http.writing.passed(n)?;
+                http.since = now;
+            }
+            _ => return Err(Misuse::OutOfTurn.into()),
+        }
+        Ok(())
+    }
+
     /// Ends the message, with trailers where they can be sent; in a tunnel, our direction.
     ///
     /// # Errors
@@ -1320,10 +1382,7 @@ impl Http {
         match part {
             None => Ok((used, None)),
             Some(Part::Data(data)) => {
-                self.since = now;
-                if self.role == Role::Server {
-                    self.asked_at = now;
-                }
+                self.heard(now);
                 Ok((used, Some(Event::Data(data))))
             }
             Some(Part::End) => {
@@ -1333,6 +1392,14 @@ impl Http {
                 self.since = now;
                 Ok((used, Some(Event::End { trailers })))
             }
+        }
+    }
+
+    /// A piece of the peer's body has come.
+    fn heard(&mut self, now: Instant) {
+        self.since = now;
+        if self.role == Role::Server {
+            self.asked_at = now;
         }
     }
 

@@ -53,6 +53,25 @@ impl Reader {
             Reader::UntilClose => Ok((input.len(), Some(Part::Data(input)))),
         }
     }
+
+    /// How many bytes are left, where that is known and none of them is framing.
+    pub fn left(&self) -> Option<u64> {
+        match self {
+            Reader::Length(left) => Some(*left),
+            Reader::Chunked(_) | Reader::UntilClose => None,
+        }
+    }
+
+    /// So many bytes of it were taken elsewhere.
+    ///
+    /// # Errors
+    /// When so many are not [left](Reader::left).
+    pub fn passed(&mut self, n: u64) -> Result<(), Error> {
+        match self {
+            Reader::Length(left) => pass(left, n),
+            Reader::Chunked(_) | Reader::UntilClose => Err(Misuse::OutOfTurn.into()),
+        }
+    }
 }
 
 /// Writes one body.
@@ -77,13 +96,32 @@ impl Writer {
         match self {
             Writer::Swallow => {}
             Writer::Length(left) => {
-                *left = left.checked_sub(data.len() as u64).ok_or(Error::Local(Misuse::WrongLength))?;
+                pass(left, data.len() as u64)?;
                 out.extend_from_slice(data);
             }
             Writer::Chunked => chunk::write(data, out),
             Writer::UntilClose => out.extend_from_slice(data),
         }
         Ok(())
+    }
+
+    /// How many bytes are left to be said, where that is known and no framing comes between them.
+    pub fn left(&self) -> Option<u64> {
+        match self {
+            Writer::Length(left) => Some(*left),
+            Writer::Swallow | Writer::Chunked | Writer::UntilClose => None,
+        }
+    }
+
+    /// So many bytes of it were sent from elsewhere.
+    ///
+    /// # Errors
+    /// When so many are not [left](Writer::left).
+    pub fn passed(&mut self, n: u64) -> Result<(), Error> {
+        match self {
+            Writer::Length(left) => pass(left, n),
+            Writer::Swallow | Writer::Chunked | Writer::UntilClose => Err(Misuse::OutOfTurn.into()),
+        }
     }
 
     /// Appends what ends the body. Trailers go with the chunked coding only and are dropped elsewhere (RFC 9110 §6.5.1).
@@ -109,6 +147,12 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// Takes `n` bytes off what is left of a body.
+fn pass(left: &mut u64, n: u64) -> Result<(), Error> {
+    *left = left.checked_sub(n).ok_or(Error::Local(Misuse::WrongLength))?;
+    Ok(())
 }
 
 /// Whether a field may stand behind the body. What would change the message after the fact may not (RFC 9110 §6.5.1), for there
