@@ -1,5 +1,7 @@
 //! A live connection: a socket, its buffers, and what is being said on it.
 
+mod pass;
+
 use std::io;
 use std::time::Duration;
 
@@ -84,6 +86,17 @@ pub struct Interest {
     pub write: bool,
 }
 
+/// Who takes its bytes from the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taking {
+    /// We read them; but a body that is long enough goes past us.
+    Heads,
+    /// We read them, for of this body they come in small pieces.
+    Pieces,
+    /// They go past us, as long as they are nothing but body.
+    Past,
+}
+
 /// How much of a connection the poll says is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Gone {
@@ -131,6 +144,7 @@ pub struct Peer {
     pub pass: Option<Pass>,
     transport: Transport,
     life: Life,
+    taking: Taking,
     /// What the edge-triggered poll last said, until a read or write finds otherwise.
     readable: bool,
     writable: bool,
@@ -176,6 +190,7 @@ impl Peer {
             pass: None,
             transport,
             life: if connecting { Life::Connecting(now) } else { Life::Open },
+            taking: Taking::Heads,
             readable: false,
             writable: !connecting,
             gone: Gone::No,
@@ -310,7 +325,7 @@ impl Peer {
 
     /// Whether there is something to read that is wanted.
     pub(crate) fn can_read(&self, config: &Config) -> bool {
-        self.readable && self.interest(config).read
+        self.readable && self.interest(config).read && !self.is_past()
     }
 
     /// What the poll said.
@@ -379,11 +394,8 @@ impl Peer {
         while self.writable && self.life == Life::Open && !self.output.is_empty() {
             // Its end follows in `wind_up`.
             let is_last = self.conn.closing().is_some() || self.conn.is_half_closed();
-            let bytes = self.output.bytes();
-            let written = if is_last { self.transport.write_last(bytes) } else { self.transport.write(bytes) };
-            match written {
+            match self.output.write(&mut self.transport, is_last) {
                 Ok(n) => {
-                    self.output.consume(n);
                     self.written += n as u64;
                     self.took = now;
                 }

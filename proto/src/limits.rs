@@ -111,10 +111,33 @@ named_numbers! {
 /// A limit of this number is none.
 pub const NONE: usize = usize::MAX;
 
-/// Descriptors of a relay that are not for visitors, of so many that it may have: for links, listeners, files.
+/// Descriptors of a relay that are not for visitors, of so many that it may have: for links, listeners, files, and bodies that go
+/// past its memory.
 pub const fn descriptors_kept(all: usize) -> usize {
-    all / 8 + 16
+    all / 8 + 2 * bypasses(all) + 16
 }
+
+/// Pipes of the kernel by which bodies go past the memory of a program that may have so many descriptors. One is in use while a
+/// turn lasts, or until a slow reader has taken what is in it; where there is none left, a body is read and written as ever. All of
+/// them together hold 64 times [`BYPASS`].
+pub const fn bypasses(all: usize) -> usize {
+    if all < 64 * 64 { all / 64 } else { 64 }
+}
+
+/// Bytes of one body that go past our memory in a turn of the loop, before all others have theirs: a tenth of a millisecond. With
+/// half of that a body of 1 GiB costs a tenth more, with a quarter a quarter more.
+pub const BYPASS: usize = 512 * 1024;
+
+/// The size of such a pipe, as the kernel counts it: a whole page for each piece of a segment, which has a third of that on an
+/// Ethernet. It is the most that Linux lets everyone have.
+pub const BYPASS_PIPE: usize = 2 * BYPASS;
+
+/// Bytes of a body that have to be still to come for it to go past our memory. Measured: it costs as much as to copy 4 KiB, and a fifth
+/// less for the whole request where there are 12.
+pub const BYPASS_FROM: u64 = 8 * 1024;
+
+/// A body of which less than this is found at a time is read again, for it comes in small pieces: see [`BYPASS_FROM`].
+pub const BYPASS_LITTLE: usize = 4 * 1024;
 
 /// Bytes and fields that a relay may add to a visitor's head: a link takes so much more, or what one hop lets through the next
 /// one would refuse.

@@ -42,7 +42,8 @@ pub(super) enum Flow {
 
 /// Whether the bytes of `from` have to wait until `to` takes what it has.
 pub(crate) fn hold(from: &mut Peer, to: &mut Peer, most: usize, now: Instant) -> bool {
-    let full = to.output.len() >= most;
+    // The end of a body has to wait for nobody.
+    let full = to.output.len() >= most && from.conn.left_to_recv() != Some(0);
     if full {
         to.fed = true;
     } else if from.held {
@@ -54,19 +55,19 @@ pub(crate) fn hold(from: &mut Peer, to: &mut Peer, most: usize, now: Instant) ->
 
 /// Whether so many more bytes of a request's body may come. A rate is asked for only when there was time enough for one, and never
 /// of a moment in which we were the ones who waited; what comes of the answer counts as well: the link is not held for nothing.
-fn admit(exchange: &mut Exchange, now: Instant, length: usize, config: &Config) -> Result<(), Answer> {
+fn admit(exchange: &mut Exchange, now: Instant, length: u64, config: &Config) -> Result<(), Answer> {
     let most = config.limits.body as u64;
     let carried = exchange.bytes_in + exchange.bytes_out;
     let since = match exchange.intake {
         Intake::Free => return Ok(()),
-        _ if exchange.bytes_in + length as u64 > most => return Err(too_large(most)),
+        _ if exchange.bytes_in + length > most => return Err(too_large(most)),
         Intake::Due => {
             exchange.intake = Intake::Since(now, carried);
             return Ok(());
         }
         Intake::Since(since, _) if now.since(since) < config.deadlines.body => return Ok(()),
         Intake::Since(since, before) => {
-            let brought = u128::from(carried - before) + length as u128;
+            let brought = u128::from(carried - before) + u128::from(length);
             let took = now.since(since);
             let rate = config.limits.body_rate;
             if brought * 1000 < rate as u128 * took.as_millis() {
@@ -81,6 +82,21 @@ fn admit(exchange: &mut Exchange, now: Instant, length: usize, config: &Config) 
     };
     exchange.intake = Intake::Since(since, carried);
     Ok(())
+}
+
+/// Bytes of a request's body that may come before somebody has to look at it again.
+fn admitted(exchange: &Exchange, config: &Config) -> u64 {
+    match exchange.intake {
+        Intake::Free => u64::MAX,
+        Intake::Due | Intake::Since(..) => (config.limits.body as u64).saturating_sub(exchange.bytes_in),
+    }
+}
+
+/// Lets bytes of a body, or of a tunnel, go from one peer to the other past our memory. Gives how many went.
+fn pass(core: &mut Core, from: Token, to: Token, most: u64) -> u64 {
+    let now = core.now;
+    let Some((from, to, pool)) = core.past(from, to) else { return 0 };
+    from.pass(to, most, now, pool) as u64
 }
 
 /// What a request gets whose body is larger than it may be.
@@ -122,7 +138,7 @@ pub(super) fn ask(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow
     };
     let (sent, moved) = match event {
         Some(Event::Data(data)) => {
-            if let Err(answer) = admit(exchange, now, data.len(), config) {
+            if let Err(answer) = admit(exchange, now, data.len() as u64, config) {
                 from.input.consume(used);
                 from.conn.do_not_keep();
                 return Flow::Limit(answer);
@@ -139,13 +155,29 @@ pub(super) fn ask(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow
     if let Err(error) = sent {
         return Flow::Back(BackFault::Protocol(error));
     }
-    if !moved && from.tell_eof() {
+    if moved { Flow::Moved } else { ask_past(core, exchange, back) }
+}
+
+/// The same, where it is to be read no more of: it goes past us, or has ended.
+fn ask_past(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
+    let now = core.now;
+    let passed = pass(core, exchange.front, back, admitted(exchange, &core.config));
+    let Some((from, _, config)) = core.hear(exchange.front) else { return Flow::Still };
+    if passed > 0 {
+        if let Err(answer) = admit(exchange, now, passed, config) {
+            from.conn.do_not_keep();
+            return Flow::Limit(answer);
+        }
+        exchange.bytes_in += passed;
+        return Flow::Moved;
+    }
+    if from.tell_eof() {
         return match from.conn.eof(now, from.input.len()) {
             Ok(_) => Flow::Still,
             Err(error) => Flow::Front(error),
         };
     }
-    if moved { Flow::Moved } else { Flow::Still }
+    Flow::Still
 }
 
 /// Carries the response from the back to the front. `passes` says which protocols were passed on, of those that the visitor offered.
@@ -182,10 +214,7 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
     };
     let Some(event) = event else {
         from.input.consume(used);
-        if from.broken {
-            return Flow::Back(BackFault::Lost(None));
-        }
-        return if from.tell_eof() { back_ended(from, to, now) } else { Flow::Still };
+        return home_past(core, exchange, back);
     };
     if event == Event::Alive {
         // No part of an answer: should the link break, the request may still go another way.
@@ -242,6 +271,25 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
     };
     from.input.consume(used);
     flow.unwrap_or_else(|error| Flow::Back(BackFault::Protocol(error)))
+}
+
+/// The same, where there is nothing to be read: it goes past us, or has ended.
+fn home_past(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
+    let now = core.now;
+    // Where others come behind it, it is short, and waits for no visitor who may be slow to take it.
+    let most = if exchange.lane == Lane::Own { u64::MAX } else { 0 };
+    let passed = pass(core, back, exchange.front, most);
+    if passed > 0 {
+        exchange.bytes_out += passed;
+        return Flow::Moved;
+    }
+    let Some((from, to, ..)) = core.between(back, exchange.front) else {
+        return Flow::Back(BackFault::Lost(None));
+    };
+    if from.broken {
+        return Flow::Back(BackFault::Lost(None));
+    }
+    if from.tell_eof() { back_ended(from, to, now) } else { Flow::Still }
 }
 
 /// The back's bytes have ended: that completes a response, or breaks it.
@@ -351,6 +399,12 @@ fn stream(core: &mut Core, from: Token, to: Token, bytes: &mut u64) -> Result<bo
     if used > 0 {
         return Ok(true);
     }
+    let passed = pass(core, source, sink, u64::MAX);
+    if passed > 0 {
+        *bytes += passed;
+        return Ok(true);
+    }
+    let Some((from, to, ..)) = core.between(source, sink) else { return Err(source) };
     if from.broken {
         return Err(source);
     }

@@ -1,6 +1,12 @@
 //! Buffers of a connection. They are lent by a pool while there is something in them, so that an idle connection owns none.
 
 use std::io;
+use std::sync::Arc;
+
+use ptth_proto::limits::{BYPASS, bypasses};
+
+use super::Transport;
+use super::bypass::Bypass;
 
 /// A buffer for a message or two: most heads and small bodies fit.
 const SMALL: usize = 4 * 1024;
@@ -13,17 +19,50 @@ const SPARE_LARGE: usize = 16;
 /// crowd on one link would have to let another grow.
 const SPARE_OUTPUT: usize = 4 * 1024 * 1024;
 
+/// Descriptors that a process may have at least, wherever it runs.
+const FILES: usize = 1024;
+
 /// Spare buffers of one event loop.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pool {
     small: Vec<Vec<u8>>,
     large: Vec<Vec<u8>>,
     output: Vec<Vec<u8>>,
     /// Bytes of those.
     output_bytes: usize,
+    bypasses: Vec<Bypass>,
+    /// As many bypasses as there may be, spare ones and others.
+    most_bypasses: usize,
+    /// Each of them has one, wherever it is.
+    alive: Arc<()>,
+}
+
+impl Default for Pool {
+    fn default() -> Pool {
+        Pool {
+            small: Vec::new(),
+            large: Vec::new(),
+            output: Vec::new(),
+            output_bytes: 0,
+            bypasses: Vec::new(),
+            most_bypasses: bypasses(FILES),
+            alive: Arc::default(),
+        }
+    }
 }
 
 impl Pool {
+    /// From now on there may be so many bypasses.
+    pub fn allow_bypasses(&mut self, most: usize) {
+        self.most_bypasses = most;
+    }
+
+    /// An empty bypass, if there may be another one.
+    fn bypass(&mut self) -> Option<Bypass> {
+        let room = Arc::strong_count(&self.alive) <= self.most_bypasses;
+        self.bypasses.pop().or_else(|| room.then(|| Bypass::new(&self.alive))?)
+    }
+
     /// A buffer of one of the two sizes, its length its size. The bytes in it are old ones.
     fn take(&mut self, size: usize) -> Vec<u8> {
         let spare = if size == SMALL { &mut self.small } else { &mut self.large };
@@ -67,6 +106,11 @@ impl InBuf {
     /// Whether that is nothing.
     pub fn is_empty(&self) -> bool {
         self.start == self.end
+    }
+
+    /// Whether the last read filled the room that there was, so that more may be waiting.
+    pub fn is_bulk(&self) -> bool {
+        self.bulk
     }
 
     /// Bytes of memory that it has.
@@ -115,6 +159,11 @@ impl InBuf {
         Ok((n, n == size))
     }
 
+    /// What filled the last room has ended: what comes next is a head, as small as any.
+    pub fn expect_little(&mut self) {
+        self.bulk = false;
+    }
+
     /// Gives the buffer back when nothing is in it.
     pub fn release(&mut self, pool: &mut Pool) {
         if self.is_empty() && !self.data.is_empty() {
@@ -123,11 +172,14 @@ impl InBuf {
     }
 }
 
-/// Bytes that are to be written.
+/// Bytes that are to be written: a buffer, and in between what went past it.
 #[derive(Debug, Default)]
 pub struct OutBuf {
     data: Vec<u8>,
     start: usize,
+    bypass: Option<Bypass>,
+    /// Bytes of the buffer that go before those in the bypass; all others go behind them.
+    before: usize,
 }
 
 impl OutBuf {
@@ -136,30 +188,72 @@ impl OutBuf {
         &mut self.data
     }
 
-    /// What is still to be written.
+    /// What is still to be written from the buffer.
     pub fn bytes(&self) -> &[u8] {
         &self.data[self.start..]
     }
 
-    /// How much that is.
+    /// How much is still to be written.
     pub fn len(&self) -> usize {
-        self.data.len() - self.start
+        self.bytes().len() + self.passing()
     }
 
     /// Whether that is nothing.
     pub fn is_empty(&self) -> bool {
-        self.start == self.data.len()
+        self.bytes().is_empty() && !self.is_passing()
     }
 
-    /// Bytes of memory that it has.
+    /// Bytes of memory that it has, the system's own for it included.
     pub fn memory(&self) -> usize {
-        self.data.capacity()
+        self.data.capacity() + self.passing()
     }
 
-    /// `n` bytes from the front were written.
+    fn passing(&self) -> usize {
+        self.bypass.as_ref().map_or(0, Bypass::load)
+    }
+
+    /// Whether bytes are on their way past the buffer. No others can follow them on that way until these are gone.
+    pub fn is_passing(&self) -> bool {
+        self.passing() > 0
+    }
+
+    /// Takes bytes from a socket past the buffer, at most so many, behind all that is in it. `None` when there is no way for them.
+    pub fn pass(&mut self, from: &Transport, most: u64, pool: &mut Pool) -> Option<io::Result<usize>> {
+        let socket = from.socket().filter(|_| !self.is_passing())?;
+        if self.bypass.is_none() {
+            self.bypass = pool.bypass();
+        }
+        self.before = self.bytes().len();
+        let most = usize::try_from(most).unwrap_or(BYPASS).min(BYPASS);
+        self.bypass.as_mut().map(|bypass| bypass.take(socket, most))
+    }
+
+    /// Writes once, in the order in which all came; `is_last`: the end of the connection follows. Gives how much went.
+    pub fn write(&mut self, transport: &mut Transport, is_last: bool) -> io::Result<usize> {
+        let n = match &mut self.bypass {
+            Some(bypass) if bypass.load() > 0 && self.before == 0 => {
+                let socket = transport.socket().ok_or(io::ErrorKind::Unsupported)?;
+                return match bypass.give(socket)? {
+                    0 => Err(io::ErrorKind::WriteZero.into()),
+                    n => Ok(n),
+                };
+            }
+            Some(bypass) if bypass.load() > 0 => {
+                let n = transport.write(&self.data[self.start..self.start + self.before])?;
+                self.before -= n;
+                n
+            }
+            _ if is_last => transport.write_last(self.bytes())?,
+            _ => transport.write(self.bytes())?,
+        };
+        self.consume(n);
+        Ok(n)
+    }
+
+    /// `n` bytes from the front of the buffer were written.
     pub fn consume(&mut self, n: usize) {
         self.start += n;
-        if self.is_empty() {
+        if self.bytes().is_empty() {
             self.data.clear();
             self.start = 0;
         } else if self.start >= LARGE {
@@ -172,6 +266,9 @@ impl OutBuf {
     pub fn clear(&mut self) {
         self.data.clear();
         self.start = 0;
+        if self.is_passing() {
+            self.bypass = None;
+        }
     }
 
     /// Takes a buffer from the pool when there is none.
@@ -187,8 +284,11 @@ impl OutBuf {
         }
     }
 
-    /// Gives the buffer back when nothing is in it.
+    /// Gives the buffer back when nothing is in it, and the way past it likewise.
     pub fn release(&mut self, pool: &mut Pool) {
+        if let Some(bypass) = self.bypass.take_if(|bypass| bypass.load() == 0) {
+            pool.bypasses.push(bypass);
+        }
         if self.data.is_empty() && self.data.capacity() > 0 {
             let buffer = std::mem::take(&mut self.data);
             let bytes = buffer.capacity();

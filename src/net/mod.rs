@@ -2,12 +2,14 @@
 
 pub mod addr;
 pub mod buf;
+pub mod bypass;
 pub mod guests;
 pub mod name;
 pub mod resolve;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -97,6 +99,20 @@ impl Transport {
             Transport::Unix(stream) => stream.read(into),
             Transport::Pipe => Err(io::ErrorKind::WouldBlock.into()),
         }
+    }
+
+    /// The descriptor of a socket that takes and gives bytes as they are.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Transport::Tcp(stream) => Some(stream.as_fd()),
+            Transport::Unix(stream) => Some(stream.as_fd()),
+            Transport::Pipe => None,
+        }
+    }
+
+    /// Whether it has bytes that nobody has read, as far as the system says.
+    pub fn has_unread(&self) -> bool {
+        self.socket().is_none_or(|socket| !matches!(rustix::io::ioctl_fionread(socket), Ok(0)))
     }
 
     /// Writes once.

@@ -309,6 +309,13 @@ impl Core {
         Some((source, sink, head, &*config))
     }
 
+    /// The same for bytes that nobody has to understand, with what they need to go past us.
+    pub fn past(&mut self, from: Token, to: Token) -> Option<(&mut Peer, &mut Peer, &mut Pool)> {
+        let Core { peers, pool, .. } = self;
+        let (from, to) = peers.pair_mut(from, to)?;
+        Some((from, to, pool))
+    }
+
     /// All peers.
     pub fn peers(&self) -> impl Iterator<Item = (Token, &Peer)> {
         self.peers.iter()

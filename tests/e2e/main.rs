@@ -32,6 +32,7 @@ mod links;
 mod load;
 mod logs;
 mod messages;
+mod past;
 mod polls;
 mod ptth;
 mod restarts;

@@ -175,6 +175,11 @@ impl Program {
         kib.strip_suffix(" kB").and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_else(|| panic!("VmHWM {kib}")) * 1024
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How many files it has open.
     pub(crate) fn open_files(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()

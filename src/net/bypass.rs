@@ -1,0 +1,93 @@
+//! A way around our memory: a pipe of the kernel, through which bytes of a body go from one socket to another by `splice(2)`. They
+//! are moved there, mostly without being copied. Where the system has no such thing, there is none to be had.
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub use linux::Bypass;
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub use elsewhere::Bypass;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod linux {
+    use std::io;
+    use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+    use std::sync::Arc;
+
+    use ptth_proto::limits::BYPASS_PIPE;
+    use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+
+    /// One pipe, and how much is in it.
+    #[derive(Debug)]
+    pub struct Bypass {
+        reader: OwnedFd,
+        writer: OwnedFd,
+        len: usize,
+        /// By which its pool counts it.
+        _alive: Arc<()>,
+    }
+
+    impl Bypass {
+        /// A new one, if the system has one to give.
+        pub fn new(alive: &Arc<()>) -> Option<Bypass> {
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+            // Where it may not grow, less goes through at a time.
+            let _ = fcntl_setpipe_size(&writer, BYPASS_PIPE);
+            Some(Bypass { reader, writer, len: 0, _alive: Arc::clone(alive) })
+        }
+
+        /// How many bytes are in it.
+        pub fn load(&self) -> usize {
+            self.len
+        }
+
+        /// Takes what `from` has, at most so many bytes. The pipe has to be empty: one that is full looks like a socket that
+        /// has nothing.
+        pub fn take(&mut self, from: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
+            debug_assert_eq!(self.len, 0);
+            let n = splice(from, None, self.writer.as_fd(), None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?;
+            self.len = n;
+            Ok(n)
+        }
+
+        /// Gives `to` what it takes.
+        pub fn give(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
+            let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+            let n = splice(self.reader.as_fd(), None, to, None, self.len, flags)?;
+            self.len -= n;
+            Ok(n)
+        }
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod elsewhere {
+    use std::io;
+    use std::os::fd::BorrowedFd;
+    use std::sync::Arc;
+
+    /// There is none.
+    #[derive(Debug)]
+    pub enum Bypass {}
+
+    impl Bypass {
+        /// Never one.
+        pub fn new(_: &Arc<()>) -> Option<Bypass> {
+            None
+        }
+
+        /// How many bytes are in it.
+        pub fn load(&self) -> usize {
+            match *self {}
+        }
+
+        /// Takes what there is.
+        pub fn take(&mut self, _: BorrowedFd<'_>, _: usize) -> io::Result<usize> {
+            match *self {}
+        }
+
+        /// Gives what is taken.
+        pub fn give(&mut self, _: BorrowedFd<'_>) -> io::Result<usize> {
+            match *self {}
+        }
+    }
+}
