@@ -19,17 +19,10 @@ use crate::reactor::{Core, Loss};
 const WHOLE: u64 = 16 * 1024;
 
 impl Relay {
-    /// Whether the request may stand with others on one link: it may be asked again and has no body, its answer is likely to be short
-    /// and quick, and its visitor takes that whatever its pace.
+    /// Whether the request may stand with others on one link: its answer is likely to be short and quick, and its visitor takes that
+    /// whatever its pace.
     pub(super) fn may_stand_in_line(&self, core: &mut Core, exchange: &Exchange) -> bool {
-        if core.config.limits.pipeline < 2
-            || !self.tunnels.may_line(exchange.tunnel)
-            || exchange.kind != Kind::Http
-            || exchange.framing != Framing::Empty
-            || exchange.tries > 0
-            || !matches!(exchange.head.method(), b"GET" | b"HEAD")
-            || exchange.head.fields.has(Name::Expect)
-        {
+        if core.config.limits.pipeline < 2 || !self.tunnels.may_line(exchange.tunnel) || !suits_a_line(exchange) {
             return false;
         }
         let others_wait = self.tunnels.waiting(exchange.tunnel) > 0;
@@ -52,7 +45,7 @@ impl Relay {
     pub(super) fn let_more_in(&mut self, core: &Core, tunnel: usize, orders: &mut Vec<Order>) {
         let first = orders.len();
         for _ in 1..core.config.limits.pipeline {
-            let Some(id) = self.tunnels.next_waiting(tunnel, None) else { break };
+            let Some(id) = self.tunnels.next_in_line(tunnel) else { break };
             self.waits_no_more(tunnel);
             orders.push(Order::Assign(id));
         }
@@ -198,4 +191,13 @@ impl Relay {
             core.drop_peer(link);
         }
     }
+}
+
+/// Whether a request is one that can share a link: it may be asked again, and has no body.
+pub(super) fn suits_a_line(exchange: &Exchange) -> bool {
+    exchange.kind == Kind::Http
+        && exchange.framing == Framing::Empty
+        && exchange.tries == 0
+        && matches!(exchange.head.method(), b"GET" | b"HEAD")
+        && !exchange.head.fields.has(Name::Expect)
 }

@@ -389,7 +389,7 @@ impl Side for Relay {
             front.wait = Some((until, Wait::Link));
         }
         core.step_again(exchange.front);
-        self.tunnels.wait(tunnel, id, has_it);
+        self.tunnels.wait(tunnel, id, has_it, links::suits_a_line(exchange));
         self.tell_of_waiting(core, tunnel);
         if self.workers.are_several() {
             self.workers.waits(self.tunnels.name(tunnel));
@@ -753,9 +753,9 @@ impl Relay {
     fn link_is_idle(&mut self, core: &mut Core, tunnel: usize, link: Token, orders: &mut Vec<Order>) {
         let agent = core.peer(link).and_then(|peer| peer.agent);
         match self.tunnels.next_waiting(tunnel, agent) {
-            Some(id) => {
+            Some((id, may_line)) => {
                 self.waits_no_more(tunnel);
-                if self.tunnels.may_line(tunnel) {
+                if may_line && self.tunnels.may_line(tunnel) {
                     self.let_more_in(core, tunnel, orders);
                     self.tunnels.park_first(tunnel, link);
                     // Before those, for orders are followed from the last one.
@@ -799,7 +799,7 @@ impl Relay {
             Word::Send(name, to) => {
                 let Some(tunnel) = self.tunnels.find(&name) else { return };
                 if let Some(mailbox) = self.workers.mailbox(to)
-                    && let Some(id) = self.tunnels.next_waiting(tunnel, None)
+                    && let Some((id, _)) = self.tunnels.next_waiting(tunnel, None)
                 {
                     self.waits_no_more(tunnel);
                     orders.push(Order::HandOver(id, mailbox));

@@ -468,7 +468,7 @@ impl Relay {
             self.hand_out(core, poll, far, orders);
         }
         while self.has_poll(tunnel)
-            && let Some(id) = self.tunnels.next_waiting(tunnel, None)
+            && let Some((id, _)) = self.tunnels.next_waiting(tunnel, None)
         {
             self.waits_no_more(tunnel);
             let near = self.open_pipe(core, tunnel);

@@ -35,13 +35,22 @@ pub enum Taken {
     InPlaceOf(Token),
 }
 
+/// A request that waits for a link.
+#[derive(Debug)]
+struct Waiting {
+    id: usize,
+    /// The agent that has its answer set aside: it is for no other one.
+    agent: Option<u64>,
+    /// It may share a link.
+    may_line: bool,
+}
+
 #[derive(Debug)]
 struct Tunnel {
     name: String,
     /// Links that are idle, and some that are gone by now.
     idle: VecDeque<Token>,
-    /// Requests that wait, and the agent that has their answers set aside.
-    waiting: VecDeque<(usize, Option<u64>)>,
+    waiting: VecDeque<Waiting>,
     /// Requests under way, those that wait among them.
     requests: usize,
     links: usize,
@@ -316,27 +325,34 @@ impl Registry {
     }
 
     /// A request waits for a link; one whose answer was set aside, for one to the agent that has it.
-    pub fn wait(&mut self, tunnel: usize, id: usize, agent: Option<u64>) {
+    pub fn wait(&mut self, tunnel: usize, id: usize, agent: Option<u64>, may_line: bool) {
         if let Some(tunnel) = self.get_mut(tunnel) {
-            tunnel.waiting.push_back((id, agent));
+            tunnel.waiting.push_back(Waiting { id, agent, may_line });
             self.waiting += 1;
         }
     }
 
-    /// The request that has waited longest of those that may go to this agent, which waits no more.
-    pub fn next_waiting(&mut self, tunnel: usize, agent: Option<u64>) -> Option<usize> {
+    /// The request that has waited longest of those that may go to this agent, which waits no more; and whether it may share a link.
+    pub fn next_waiting(&mut self, tunnel: usize, agent: Option<u64>) -> Option<(usize, bool)> {
         let waiting = &mut self.get_mut(tunnel)?.waiting;
-        let at = waiting.iter().position(|(_, wanted)| wanted.is_none() || *wanted == agent)?;
-        let (id, _) = waiting.remove(at)?;
+        let at = waiting.iter().position(|one| one.agent.is_none() || one.agent == agent)?;
+        let next = waiting.remove(at)?;
         self.waiting -= 1;
-        Some(id)
+        Some((next.id, next.may_line))
+    }
+
+    /// The same, if that one may share a link. One that may not keeps its place, and those behind it theirs.
+    pub fn next_in_line(&mut self, tunnel: usize) -> Option<usize> {
+        let first = self.get(tunnel)?.waiting.iter().find(|one| one.agent.is_none());
+        first.filter(|first| first.may_line)?;
+        self.next_waiting(tunnel, None).map(|(id, _)| id)
     }
 
     /// A link of this agent is gone, and perhaps all of it: nobody waits for it any more.
     pub fn forget_agent(&mut self, tunnel: usize, agent: u64) {
         let Some(tunnel) = self.get_mut(tunnel) else { return };
-        for (_, wanted) in &mut tunnel.waiting {
-            wanted.take_if(|wanted| *wanted == agent);
+        for one in &mut tunnel.waiting {
+            one.agent.take_if(|wanted| *wanted == agent);
         }
     }
 
@@ -351,7 +367,7 @@ impl Registry {
     pub fn forget(&mut self, tunnel: usize, id: usize) -> bool {
         let Some(entry) = self.get_mut(tunnel) else { return false };
         let before = entry.waiting.len();
-        entry.waiting.retain(|(waiting, _)| *waiting != id);
+        entry.waiting.retain(|waiting| waiting.id != id);
         let forgotten = entry.waiting.len() < before;
         self.waiting -= usize::from(forgotten);
         forgotten
@@ -465,7 +481,7 @@ mod tests {
         let t = registry.find_or_make("a").unwrap();
         assert_eq!(registry.find_or_make("b"), None);
         assert_eq!(registry.begin(t), 1);
-        registry.wait(t, 7, None);
+        registry.wait(t, 7, None, true);
         registry.drop_unused(t);
         assert_eq!(registry.all_waiting(), 1);
         assert!(registry.forget(t, 7) && !registry.forget(t, 7));
@@ -478,6 +494,21 @@ mod tests {
         assert!(registry.remove_link(t, |_| false));
         assert_eq!(registry.settle_down(t), Some("b".into()));
         assert!(registry.find_or_make("c").is_some());
+    }
+
+    #[test]
+    fn who_can_share_no_link_keeps_its_place() {
+        let mut registry = Registry::new(1, 2);
+        let t = registry.find_or_make("a").unwrap();
+        for (id, agent, may_line) in [(1, Some(7), true), (2, None, true), (3, None, false), (4, None, true)] {
+            registry.wait(t, id, agent, may_line);
+        }
+        assert_eq!(registry.next_in_line(t), Some(2));
+        assert_eq!(registry.next_in_line(t), None);
+        assert_eq!(registry.next_waiting(t, None), Some((3, false)));
+        assert_eq!(registry.next_in_line(t), Some(4));
+        assert_eq!((registry.next_in_line(t), registry.next_waiting(t, None)), (None, None));
+        assert_eq!(registry.next_waiting(t, Some(7)), Some((1, true)));
     }
 
     #[test]
