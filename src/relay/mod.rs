@@ -391,8 +391,8 @@ impl Side for Relay {
         core.step_again(exchange.front);
         self.tunnels.wait(tunnel, id, has_it, links::suits_a_line(exchange));
         self.tell_of_waiting(core, tunnel);
-        if self.workers.are_several() {
-            self.workers.waits(self.tunnels.name(tunnel));
+        if has_it.is_none() && self.tunnels.waiting_for_any(tunnel) == 1 {
+            self.begins_to_wait(tunnel);
         }
         Assign::Later
     }
@@ -496,8 +496,10 @@ impl Side for Relay {
         }
         self.workers.link_gone(self.tunnels.name(peer.key));
         self.tunnels.close_line(peer.key, token);
-        if let Some(agent) = peer.agent {
-            self.tunnels.forget_agent(peer.key, agent);
+        if let Some(agent) = peer.agent
+            && self.tunnels.forget_agent(peer.key, agent)
+        {
+            self.begins_to_wait(peer.key);
         }
         if self.tunnels.remove_link(peer.key, |link| is_free(core, link)) {
             core.set_timer(DOWN_AFTER, peer.key);
@@ -776,9 +778,17 @@ impl Relay {
         }
     }
 
-    fn waits_no_more(&self, tunnel: usize) {
+    /// A link of any worker would be taken here from now on.
+    fn begins_to_wait(&self, tunnel: usize) {
         if self.workers.are_several() {
-            self.workers.waits_no_more(self.tunnels.name(tunnel));
+            self.workers.begin_to_wait(self.tunnels.name(tunnel));
+        }
+    }
+
+    /// One of those who waited waits no more.
+    fn waits_no_more(&self, tunnel: usize) {
+        if self.workers.are_several() && self.tunnels.waiting_for_any(tunnel) == 0 {
+            self.workers.cease_to_wait(self.tunnels.name(tunnel));
         }
     }
 
@@ -788,22 +798,25 @@ impl Relay {
             Word::Over => {}
             Word::Left => self.others_here = self.others_here.saturating_sub(1),
             Word::Wanted(name, by) => {
-                let tunnel = self.tunnels.find(&name);
-                if tunnel.is_some_and(|tunnel| {
-                    self.has_poll(tunnel) || self.tunnels.has_idle(tunnel, |link| is_free(core, link))
-                }) && let Some(mailbox) = self.workers.mailbox(by)
+                let Some(tunnel) = self.tunnels.find(&name) else { return };
+                let idle = self.tunnels.resting(tunnel, |link| is_free(core, link)) + self.polls(tunnel);
+                if idle > 0
+                    && let Some(mailbox) = self.workers.mailbox(by)
                 {
-                    mailbox.send(Message::Word(Box::new(Word::Send(name, self.workers.me()))));
+                    mailbox.send(Message::Word(Box::new(Word::Send(name, self.workers.me(), idle))));
                 }
             }
-            Word::Send(name, to) => {
+            Word::Send(name, to, most) => {
                 let Some(tunnel) = self.tunnels.find(&name) else { return };
-                if let Some(mailbox) = self.workers.mailbox(to)
-                    && let Some((id, _)) = self.tunnels.next_waiting(tunnel, None)
-                {
+                let Some(mailbox) = self.workers.mailbox(to) else { return };
+                let first = orders.len();
+                for _ in 0..most {
+                    let Some((id, _)) = self.tunnels.next_waiting(tunnel, None) else { break };
                     self.waits_no_more(tunnel);
-                    orders.push(Order::HandOver(id, mailbox));
+                    orders.push(Order::HandOver(id, mailbox.clone()));
                 }
+                // Orders are followed from the last one.
+                orders[first..].reverse();
             }
         }
     }

@@ -482,7 +482,12 @@ impl Relay {
 
     /// Whether a message would have a poll to go to.
     pub(super) fn has_poll(&mut self, tunnel: usize) -> bool {
-        self.tunnels.mail(tunnel).is_some_and(|mail| mail.queue.polls() > 0)
+        self.polls(tunnel) > 0
+    }
+
+    /// How many polls wait for one.
+    pub(super) fn polls(&mut self, tunnel: usize) -> usize {
+        self.tunnels.mail(tunnel).map_or(0, |mail| mail.queue.polls())
     }
 
     /// Messages of a tunnel that wait for a poll.

@@ -51,6 +51,8 @@ struct Tunnel {
     /// Links that are idle, and some that are gone by now.
     idle: VecDeque<Token>,
     waiting: VecDeque<Waiting>,
+    /// Those of them that wait for one agent alone.
+    bound: usize,
     /// Requests under way, those that wait among them.
     requests: usize,
     links: usize,
@@ -133,6 +135,7 @@ impl Registry {
             name: name.into(),
             idle: VecDeque::new(),
             waiting: VecDeque::new(),
+            bound: 0,
             requests: 0,
             links: 0,
             lines: VecDeque::new(),
@@ -165,9 +168,9 @@ impl Registry {
         self.get_mut(tunnel).map(|tunnel| &mut tunnel.mail)
     }
 
-    /// Whether one of its links rests.
-    pub fn has_idle(&self, tunnel: usize, mut is_free: impl FnMut(Token) -> bool) -> bool {
-        self.get(tunnel).is_some_and(|tunnel| tunnel.idle.iter().any(|link| is_free(*link)))
+    /// How many of its links rest.
+    pub fn resting(&self, tunnel: usize, mut is_free: impl FnMut(Token) -> bool) -> usize {
+        self.get(tunnel).map_or(0, |tunnel| tunnel.idle.iter().filter(|link| is_free(**link)).count())
     }
 
     /// The tunnel's name.
@@ -188,6 +191,11 @@ impl Registry {
     /// How many requests wait for one.
     pub fn waiting(&self, tunnel: usize) -> usize {
         self.get(tunnel).map_or(0, |tunnel| tunnel.waiting.len())
+    }
+
+    /// How many of them would take any.
+    pub fn waiting_for_any(&self, tunnel: usize) -> usize {
+        self.get(tunnel).map_or(0, |tunnel| tunnel.waiting.len() - tunnel.bound)
     }
 
     /// How many wait for one of any tunnel.
@@ -328,15 +336,17 @@ impl Registry {
     pub fn wait(&mut self, tunnel: usize, id: usize, agent: Option<u64>, may_line: bool) {
         if let Some(tunnel) = self.get_mut(tunnel) {
             tunnel.waiting.push_back(Waiting { id, agent, may_line });
+            tunnel.bound += usize::from(agent.is_some());
             self.waiting += 1;
         }
     }
 
     /// The request that has waited longest of those that may go to this agent, which waits no more; and whether it may share a link.
     pub fn next_waiting(&mut self, tunnel: usize, agent: Option<u64>) -> Option<(usize, bool)> {
-        let waiting = &mut self.get_mut(tunnel)?.waiting;
-        let at = waiting.iter().position(|one| one.agent.is_none() || one.agent == agent)?;
-        let next = waiting.remove(at)?;
+        let tunnel = self.get_mut(tunnel)?;
+        let at = tunnel.waiting.iter().position(|one| one.agent.is_none() || one.agent == agent)?;
+        let next = tunnel.waiting.remove(at)?;
+        tunnel.bound -= usize::from(next.agent.is_some());
         self.waiting -= 1;
         Some((next.id, next.may_line))
     }
@@ -348,12 +358,15 @@ impl Registry {
         self.next_waiting(tunnel, None).map(|(id, _)| id)
     }
 
-    /// A link of this agent is gone, and perhaps all of it: nobody waits for it any more.
-    pub fn forget_agent(&mut self, tunnel: usize, agent: u64) {
-        let Some(tunnel) = self.get_mut(tunnel) else { return };
-        for one in &mut tunnel.waiting {
-            one.agent.take_if(|wanted| *wanted == agent);
+    /// A link of this agent is gone, and perhaps all of it: nobody waits for it any more, but for any. True when somebody does.
+    pub fn forget_agent(&mut self, tunnel: usize, agent: u64) -> bool {
+        let Some(tunnel) = self.get_mut(tunnel) else { return false };
+        let before = tunnel.bound;
+        if before > 0 {
+            let freed = tunnel.waiting.iter_mut().filter_map(|one| one.agent.take_if(|wanted| *wanted == agent));
+            tunnel.bound -= freed.count();
         }
+        tunnel.bound < before
     }
 
     /// Takes a link to this agent, of those that rest.
@@ -366,11 +379,11 @@ impl Registry {
     /// The request waits no more. False when it did not wait.
     pub fn forget(&mut self, tunnel: usize, id: usize) -> bool {
         let Some(entry) = self.get_mut(tunnel) else { return false };
-        let before = entry.waiting.len();
-        entry.waiting.retain(|waiting| waiting.id != id);
-        let forgotten = entry.waiting.len() < before;
-        self.waiting -= usize::from(forgotten);
-        forgotten
+        let Some(at) = entry.waiting.iter().position(|waiting| waiting.id == id) else { return false };
+        let bound = entry.waiting.remove(at).is_some_and(|waiting| waiting.agent.is_some());
+        entry.bound -= usize::from(bound);
+        self.waiting -= 1;
+        true
     }
 
     /// A new link: it always gets in.
@@ -503,12 +516,27 @@ mod tests {
         for (id, agent, may_line) in [(1, Some(7), true), (2, None, true), (3, None, false), (4, None, true)] {
             registry.wait(t, id, agent, may_line);
         }
+        assert_eq!((registry.waiting(t), registry.waiting_for_any(t)), (4, 3));
         assert_eq!(registry.next_in_line(t), Some(2));
         assert_eq!(registry.next_in_line(t), None);
         assert_eq!(registry.next_waiting(t, None), Some((3, false)));
         assert_eq!(registry.next_in_line(t), Some(4));
         assert_eq!((registry.next_in_line(t), registry.next_waiting(t, None)), (None, None));
         assert_eq!(registry.next_waiting(t, Some(7)), Some((1, true)));
+        assert_eq!((registry.waiting(t), registry.waiting_for_any(t)), (0, 0));
+    }
+
+    #[test]
+    fn who_waits_for_an_agent_that_is_gone_takes_any() {
+        let mut registry = Registry::new(1, 2);
+        let t = registry.find_or_make("a").unwrap();
+        for (id, agent) in [(1, Some(7)), (2, Some(8)), (3, Some(7))] {
+            registry.wait(t, id, agent, true);
+        }
+        assert!(registry.forget_agent(t, 7) && !registry.forget_agent(t, 7));
+        assert_eq!(registry.waiting_for_any(t), 2);
+        assert!(registry.forget(t, 1) && registry.forget(t, 2));
+        assert_eq!((registry.waiting(t), registry.waiting_for_any(t)), (1, 1));
     }
 
     #[test]

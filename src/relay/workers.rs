@@ -1,6 +1,6 @@
 //! Several event loops, one relay. Each worker owns its visitors and links alone; what they share is this directory of who has
-//! links where. It is looked at when a link registers and when a request finds no link on its own worker, never on the way of a
-//! request that does.
+//! links where. It is looked at when a link registers, and when requests begin or cease to wait on a worker; never on the way of a
+//! request that finds a link, nor of one that waits behind others.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,11 +8,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::reactor::Mailbox;
 
-/// A tunnel's links and waiting requests, by worker.
+/// A tunnel's links, and whether requests wait for one, by worker.
 #[derive(Debug)]
 struct Entry {
     links: Vec<usize>,
-    waiting: Vec<usize>,
+    waiting: Vec<bool>,
+}
+
+impl Entry {
+    fn is_empty(&self) -> bool {
+        self.links.iter().all(|links| *links == 0) && !self.waiting.contains(&true)
+    }
 }
 
 /// What one worker tells another.
@@ -22,10 +28,10 @@ pub enum Word {
     Over,
     /// A worker that was told to stop hands nothing over any more.
     Left,
-    /// A request waits for a link of this tunnel on that worker: does anybody have an idle one?
+    /// Requests wait for a link of this tunnel on that worker: does anybody have idle ones?
     Wanted(String, usize),
-    /// That worker has an idle link of this tunnel: send it a request.
-    Send(String, usize),
+    /// That worker has so many idle links of this tunnel: send it a request for each.
+    Send(String, usize, usize),
 }
 
 /// What all workers know of each other.
@@ -35,6 +41,7 @@ pub struct Directory {
     tunnels: Mutex<HashMap<String, Entry>>,
     /// Tunnels that were said to be up.
     up: Mutex<HashSet<String>>,
+    /// On how many workers requests wait, added up for all tunnels.
     waiting: AtomicUsize,
     /// Some agent has polled, on any worker.
     polls: AtomicBool,
@@ -93,11 +100,11 @@ impl Workers {
         let workers = self.mailboxes().len().max(1);
         let mut tunnels = self.tunnels();
         if !tunnels.contains_key(tunnel) {
-            tunnels.insert(tunnel.into(), Entry { links: vec![0; workers], waiting: vec![0; workers] });
+            tunnels.insert(tunnel.into(), Entry { links: vec![0; workers], waiting: vec![false; workers] });
         }
         if let Some(entry) = tunnels.get_mut(tunnel) {
             change(entry);
-            if entry.links.iter().chain(&entry.waiting).all(|n| *n == 0) {
+            if entry.is_empty() {
                 tunnels.remove(tunnel);
             }
         }
@@ -189,12 +196,14 @@ impl Workers {
         self.mailbox(worker)
     }
 
-    /// A request waits on this worker: all others that have links of its tunnel are asked for an idle one.
-    pub fn waits(&self, tunnel: &str) {
-        self.directory.waiting.fetch_add(1, Ordering::Relaxed);
+    /// Requests wait on this worker where none did: all others that have links of their tunnel are asked for idle ones. Those that have
+    /// none offer theirs one by one, as they become idle, for as long as anybody waits here.
+    pub fn begin_to_wait(&self, tunnel: &str) {
         let mut asked = Vec::new();
         self.change(tunnel, |entry| {
-            entry.waiting[self.me] += 1;
+            if !std::mem::replace(&mut entry.waiting[self.me], true) {
+                self.directory.waiting.fetch_add(1, Ordering::Relaxed);
+            }
             asked = (0..entry.links.len()).filter(|w| *w != self.me && entry.links[*w] > 0).collect();
         });
         for mailbox in asked.into_iter().filter_map(|worker| self.mailbox(worker)) {
@@ -202,10 +211,13 @@ impl Workers {
         }
     }
 
-    /// It waits no more.
-    pub fn waits_no_more(&self, tunnel: &str) {
-        self.directory.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.change(tunnel, |entry| entry.waiting[self.me] = entry.waiting[self.me].saturating_sub(1));
+    /// The last one that waited here waits no more.
+    pub fn cease_to_wait(&self, tunnel: &str) {
+        self.change(tunnel, |entry| {
+            if std::mem::replace(&mut entry.waiting[self.me], false) {
+                self.directory.waiting.fetch_sub(1, Ordering::Relaxed);
+            }
+        });
     }
 
     /// A link is idle here and nobody waits for it here: asks a worker where somebody does for a request.
@@ -216,10 +228,10 @@ impl Workers {
         let worker = {
             let tunnels = self.tunnels();
             let Some(entry) = tunnels.get(tunnel) else { return };
-            (0..entry.waiting.len()).find(|w| *w != self.me && entry.waiting[*w] > 0)
+            (0..entry.waiting.len()).find(|w| *w != self.me && entry.waiting[*w])
         };
         if let Some(mailbox) = worker.and_then(|worker| self.mailbox(worker)) {
-            mailbox.send(crate::reactor::Message::Word(Box::new(Word::Send(tunnel.into(), self.me))));
+            mailbox.send(crate::reactor::Message::Word(Box::new(Word::Send(tunnel.into(), self.me, 1))));
         }
     }
 }
