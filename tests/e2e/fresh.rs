@@ -304,12 +304,12 @@ fn an_upload_that_lies_in_the_sockets_on_the_way_is_waited_for() {
     // To the relay a request is over when its system has it. Of one of these, the last of it lies behind that.
     let upstream = Upstream::start(|asked| {
         // Only a rest shows it: far longer than an agent may be silent.
-        thread::sleep(Duration::from_millis(1500));
+        thread::sleep(Duration::from_millis(2500));
         let length = asked.body().map_or(0, |body| body.len());
         let _ = asked.wire.try_send(ok(&length.to_string()));
         After::Keep
     });
-    let relay = Relay::start(&["--timeout", "silence=500ms", "--timeout", "ping=100ms"]);
+    let relay = Relay::start(&["--timeout", "silence=1s", "--timeout", "ping=100ms"]);
     let _agent = Agent::start(&relay, "demo", &upstream.address(), &["--timeout", "ping=100ms"]);
     let uploads: Vec<_> = (0..8)
         .map(|n| {
