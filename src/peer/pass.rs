@@ -62,7 +62,8 @@ impl Peer {
             }
             Some(Ok(n)) => return self.passed(to, n, most, now),
             Some(Err(error)) => match error.kind() {
-                io::ErrorKind::WouldBlock => self.readable = false,
+                // There is nothing, or a byte that is urgent: only a read steps over that, and finds out which it is.
+                io::ErrorKind::WouldBlock => self.taking = Taking::Pieces,
                 io::ErrorKind::Interrupted => {}
                 _ => self.break_off(),
             },

@@ -339,3 +339,28 @@ fn a_tunnel_carries_much_and_little_in_turn_and_each_way_ends_by_itself() {
     let line = relay.log().wait_for(" CONNECT demo.localhost:");
     assert!(line.contains(&format!(" 200 {total} {} ", total + 8)) && line.ends_with(" -"), "{line}");
 }
+
+#[test]
+fn an_urgent_byte_in_a_tunnel_is_lost_and_holds_up_nothing() {
+    const LENGTH: usize = 2_000_000;
+    // Twice as much as this and no byte more.
+    let address = serve(|wire| {
+        let mut heard = Vec::new();
+        while let Some(bytes) = wire.piece() {
+            heard.extend_from_slice(&bytes);
+        }
+        let _ = wire.try_send(format!("{:020} {}", hash(&heard), heard.len()));
+    });
+    let relay = Relay::start(&["--tcp", "127.0.0.1:0=demo"]);
+    let line = relay.log().wait_for("tcp://127.0.0.1:");
+    let port = line.split("tcp://127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap();
+    let _agent = Agent::start(&relay, "demo", &address, &[]);
+    let mut client = Wire::connect(port);
+    let bytes = Random::seeded(8).bytes(2 * LENGTH);
+    client.send(&bytes[..LENGTH]);
+    socket2::SockRef::from(&client.stream).send_out_of_band(b"!").unwrap();
+    client.send(&bytes[LENGTH..]).shut();
+    let expected = format!("{:020} {}", hash(&bytes), bytes.len());
+    assert_eq!(String::from_utf8(client.raw(expected.len())).unwrap(), expected);
+    client.expect_end();
+}
