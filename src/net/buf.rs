@@ -320,6 +320,71 @@ mod tests {
         assert!(buffer.data.is_empty());
     }
 
+    /// A socket, and the other end of its connection.
+    #[cfg(target_os = "linux")]
+    fn connected() -> (Transport, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let other = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        (Transport::Tcp(mio::net::TcpStream::from_std(stream)), other)
+    }
+
+    /// Takes exactly so many bytes, which are there or on their way.
+    #[cfg(target_os = "linux")]
+    fn pass(out: &mut OutBuf, from: &Transport, most: u64, pool: &mut Pool) -> Option<usize> {
+        loop {
+            match out.pass(from, most, pool)? {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                taken => return Some(taken.unwrap()),
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_goes_past_the_buffer_keeps_its_place() {
+        use std::io::{Read, Write};
+        let (mut pool, mut out) = (Pool::default(), OutBuf::default());
+        let ((from, mut writer), (mut to, mut reader)) = (connected(), connected());
+        writer.write_all(b"body, and the next head").unwrap();
+        out.vec().extend_from_slice(b"head, ");
+        assert_eq!(pass(&mut out, &from, 4, &mut pool), Some(4));
+        out.vec().extend_from_slice(b", behind");
+        assert_eq!((out.len(), out.is_passing()), (18, true));
+        while !out.is_empty() {
+            out.write(&mut to, false).unwrap();
+        }
+        let mut heard = [0; 18];
+        reader.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"head, body, behind");
+        // Only what was asked for is gone from the other socket.
+        assert_eq!(pass(&mut out, &from, 100, &mut pool), Some(19));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn there_are_so_many_ways_past_the_buffers_and_no_more() {
+        use std::io::Write;
+        let mut pool = Pool::default();
+        pool.allow_bypasses(1);
+        let (mut first, mut second) = (OutBuf::default(), OutBuf::default());
+        let ((from, mut writer), (mut to, _reader)) = (connected(), connected());
+        writer.write_all(b"abcdef").unwrap();
+        assert_eq!(pass(&mut first, &from, 2, &mut pool), Some(2));
+        first.release(&mut pool);
+        assert_eq!(pass(&mut second, &from, 2, &mut pool), None);
+        while !first.is_empty() {
+            first.write(&mut to, false).unwrap();
+        }
+        first.release(&mut pool);
+        assert_eq!(pass(&mut second, &from, 2, &mut pool), Some(2));
+        // One with something left in it is of no use to anybody.
+        second.clear();
+        assert_eq!((second.len(), pool.bypasses.len()), (0, 0));
+        assert_eq!(pass(&mut first, &from, 2, &mut pool), Some(2));
+    }
+
     #[test]
     fn output_keeps_its_order_over_short_writes() {
         let (mut pool, mut out) = (Pool::default(), OutBuf::default());
