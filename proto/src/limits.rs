@@ -111,6 +111,10 @@ named_numbers! {
 /// A limit of this number is none.
 pub const NONE: usize = usize::MAX;
 
+/// Workers of a relay that is not told how many: one for each core it may run on, up to so many. An agent has two links to begin with,
+/// and a visitor who comes to a worker without one has to move; what a worker brings is less, the more of them there are.
+pub const WORKERS: usize = 8;
+
 /// Descriptors of a relay that are not for visitors, of so many that it may have: for links, listeners, files, and bodies that go
 /// past its memory.
 pub const fn descriptors_kept(all: usize) -> usize {

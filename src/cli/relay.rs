@@ -51,9 +51,9 @@ pub struct Relay {
     #[arg(long)]
     pub ptth_query: bool,
 
-    /// Run so many event loops, each on a thread of its own
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub workers: u8,
+    /// Run so many event loops, each on a thread of its own [default: one for each core, at most 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub workers: Option<u8>,
 
     /// Believe X-Forwarded-…, Forwarded and Via of visitors from this address or network; may be given again
     #[arg(long, value_name = "ADDR[/BITS]")]

@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::num::NonZero;
+use std::thread;
 
 use ipnet::IpNet;
 use ptth_proto::http::tunnel::is_never_passed;
+use ptth_proto::limits::WORKERS;
 use ptth_proto::wire::fields::is_token;
 use ptth_proto::wire::head::is_host;
 
@@ -36,7 +39,8 @@ pub fn settings(cli: &Relay) -> Result<Settings, String> {
     let trusted = cli.trust_forwarded.iter().map(|text| network(text)).collect::<Result<Vec<_>, _>>()?;
     let services = cli.tcp.iter().map(|text| service(text)).collect::<Result<Vec<_>, _>>()?;
     let upgrades = upgrades(&cli.allow_upgrade)?;
-    let workers = usize::from(cli.workers);
+    let cores = || thread::available_parallelism().map_or(1, NonZero::get).min(WORKERS);
+    let workers = cli.workers.map_or_else(cores, usize::from);
     let access_logs = (0..workers).map(|_| access_log(&cli.common)).collect::<Result<Vec<_>, _>>()?;
     let config = config(&cli.common)?;
     Ok(Settings { listen, services, upgrades, domain, workers, trusted, config, access_logs, agents, polling })

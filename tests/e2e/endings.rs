@@ -389,6 +389,8 @@ fn a_relay_out_of_files_says_so_once_and_goes_on() {
         "--listen",
         "127.0.0.1:0",
         "-v",
+        "--workers",
+        "1",
     ]);
     let relay = Relay::run(&mut command);
     let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);

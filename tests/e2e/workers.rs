@@ -6,7 +6,7 @@ use std::thread;
 use crate::support::link::link;
 use crate::support::upstream::{After, Upstream};
 use crate::support::wire::{Wire, get, ok};
-use crate::support::{Agent, PATIENCE, Part, Relay, carries, eventually};
+use crate::support::{Agent, PATIENCE, Part, Relay, carries, eventually, relay_command};
 
 fn relay(args: &[&str]) -> Relay {
     Relay::start(&[&["--workers", "4"], args].concat())
@@ -28,6 +28,34 @@ fn a_visitor_of_any_worker_finds_the_only_link() {
         link.send(ok("again"));
         assert_eq!(visitor.response("GET").text(), "again");
     }
+}
+
+#[test]
+fn there_is_a_worker_for_each_core() {
+    let relay = Relay::run(&mut relay_command(&["--listen", "127.0.0.1:0"]));
+    let cores = thread::available_parallelism().unwrap().get().min(8).to_string();
+    // The first one has the thread that the process began with. Those that are being started are waited for.
+    eventually("a thread for each core", || (relay.program.status_of("Threads") == cores).then_some(()));
+}
+
+#[test]
+fn two_links_serve_the_visitors_of_eight_workers() {
+    let upstream = Upstream::saying("fine");
+    // Whoever is forgotten on a worker without a link is so for longer than anybody waits here.
+    let relay = Relay::start(&["--workers", "8", "--timeout", "link=1h"]);
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &["--links", "2..2"]);
+    let mut visitors: Vec<Wire> = (0..64).map(|_| relay.visitor()).collect();
+    for round in 0..3 {
+        for (number, visitor) in visitors.iter_mut().enumerate() {
+            // Some that may share a link, and some that may not.
+            let request = get("demo", &format!("/{number}"));
+            visitor.send(if number % 3 == round { request.replacen("GET", "DELETE", 1) } else { request });
+        }
+        for visitor in &mut visitors {
+            assert_eq!(visitor.response("GET").text(), "fine", "round {round}");
+        }
+    }
+    assert_eq!(upstream.requests().len(), 3 * visitors.len());
 }
 
 #[test]

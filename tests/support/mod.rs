@@ -321,12 +321,17 @@ pub(crate) struct Relay {
 impl Relay {
     /// Starts one on a port that the system chooses.
     pub(crate) fn start(args: &[&str]) -> Relay {
-        Relay::run(relay_command(&["--listen", "127.0.0.1:0", "-v"]).args(args))
+        Relay::start_on(0, args)
     }
 
     /// Starts one on this port.
     pub(crate) fn start_on(port: u16, args: &[&str]) -> Relay {
-        Relay::run(relay_command(&["--listen", &format!("127.0.0.1:{port}"), "-v"]).args(args))
+        let mut command = relay_command(&["--listen", &format!("127.0.0.1:{port}"), "-v"]);
+        if !args.contains(&"--workers") {
+            // Which link has its turn, and what some limits come to, is for each worker by itself.
+            command.args(["--workers", "1"]);
+        }
+        Relay::run(command.args(args))
     }
 
     /// Starts one by a command of the test's own.
