@@ -31,6 +31,7 @@ mod limits;
 mod links;
 mod load;
 mod logs;
+mod memory;
 mod messages;
 mod past;
 mod polls;

@@ -171,8 +171,17 @@ impl Program {
 
     /// The most memory that it ever had, in bytes.
     pub(crate) fn peak_memory(&self) -> u64 {
-        let kib = self.status_of("VmHWM");
-        kib.strip_suffix(" kB").and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_else(|| panic!("VmHWM {kib}")) * 1024
+        self.bytes_of("VmHWM")
+    }
+
+    /// The memory that it has, in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        self.bytes_of("VmRSS")
+    }
+
+    fn bytes_of(&self, key: &str) -> u64 {
+        let kib = self.status_of(key);
+        kib.strip_suffix(" kB").and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_else(|| panic!("{key} {kib}")) * 1024
     }
 
     /// Its process id.
