@@ -668,7 +668,8 @@ impl Side for Agent {
         match peer.key {
             crate::peer::NO_KEY => {}
             HELLO => self.hello.gone(token),
-            UPSTREAM => self.upstream.gone(token),
+            UPSTREAM if matches!(peer.wait, Some((_, Wait::UpstreamIdle))) => self.upstream.gone(token),
+            UPSTREAM => {}
             _ if peer.twin != Twin::None => self.polling_gone(core, token, &peer),
             polls::ANSWER => self.polling_gone(core, token, &peer),
             link if self.polls.is_line(link) => self.polling_gone(core, token, &peer),

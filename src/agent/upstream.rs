@@ -1,5 +1,6 @@
 //! The backs of an agent: connections to its upstream, kept alive between requests, the last used first.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -50,7 +51,8 @@ const FRESH: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Upstream {
     target: Target,
-    idle: Vec<Token>,
+    /// The last used last.
+    idle: VecDeque<Token>,
     addresses: Vec<SocketAddr>,
     /// When the addresses were looked up; `None` when they were known from the start.
     looked_up: Option<Instant>,
@@ -67,7 +69,7 @@ impl Upstream {
             Target::Place(place) => place.known().unwrap_or_default(),
             Target::Hello => Vec::new(),
         };
-        Upstream { target, idle: Vec::new(), addresses, looked_up: None, good: None, waiting: Vec::new() }
+        Upstream { target, idle: VecDeque::new(), addresses, looked_up: None, good: None, waiting: Vec::new() }
     }
 
     /// What it is.
@@ -77,21 +79,23 @@ impl Upstream {
 
     /// An idle connection that still lives.
     pub fn take_idle(&mut self, mut is_alive: impl FnMut(Token) -> bool) -> Option<Token> {
-        std::iter::from_fn(|| self.idle.pop()).find(|back| is_alive(*back))
+        std::iter::from_fn(|| self.idle.pop_back()).find(|back| is_alive(*back))
     }
 
     /// Keeps an idle connection. False when there are enough.
     pub fn park(&mut self, back: Token, most: usize) -> bool {
         let room = self.idle.len() < most;
         if room {
-            self.idle.push(back);
+            self.idle.push_back(back);
         }
         room
     }
 
-    /// A connection is gone.
+    /// An idle connection is gone. Most do when they have rested for long: those are in front.
     pub fn gone(&mut self, back: Token) {
-        self.idle.retain(|idle| *idle != back);
+        if let Some(at) = self.idle.iter().position(|idle| *idle == back) {
+            self.idle.remove(at);
+        }
     }
 
     /// A connection has served: its address is the one to try first.
@@ -153,6 +157,17 @@ mod tests {
         upstream.connected(Remote::Ip(v6));
         assert_eq!(upstream.reach(now, 0, 0), Reach::Address(v6));
         assert_eq!(upstream.reach(now, 0, 1), Reach::Address(v4));
+    }
+
+    #[test]
+    fn the_connection_that_was_used_last_is_used_next() {
+        let mut upstream = Upstream::new(Target::Hello);
+        assert_eq!([1, 2, 3, 4].map(|n| upstream.park(Token(n), 3)), [true, true, true, false]);
+        upstream.gone(Token(1));
+        assert!(upstream.park(Token(5), 3));
+        assert_eq!(upstream.take_idle(|back| back != Token(5)), Some(Token(3)));
+        assert_eq!(upstream.take_idle(|_| true), Some(Token(2)));
+        assert_eq!(upstream.take_idle(|_| true), None);
     }
 
     #[test]
