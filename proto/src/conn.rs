@@ -159,6 +159,9 @@ enum Follow {
 /// As many as there are bits for, and one in progress.
 const MOST_BEHIND: u8 = 31;
 
+/// Requests that may be on one link, whatever [`Limits::pipeline`] says.
+pub const MOST_IN_LINE: usize = MOST_BEHIND as usize + 1;
+
 impl Line {
     fn has_room(&self) -> bool {
         self.state == Follow::Yes && self.count < MOST_BEHIND
@@ -1082,7 +1085,9 @@ impl Conn {
             (Role::Server, true, Phase::MustClose | Phase::Closed) => {
                 let until_close = http.writing == Writer::UntilClose;
                 let reason = if until_close { CloseReason::EndOfBody } else { CloseReason::NotKept };
-                State::Draining(reason, Closing::Flush, now)
+                // Further requests may be on their way to us, whose bytes would reset the connection and our answers with it.
+                let closing = if http.profile == Profile::Pipelining { Closing::Linger } else { Closing::Flush };
+                State::Draining(reason, closing, now)
             }
             // The answer is complete and the request is not: no next exchange can be found behind it.
             (Role::Server, true, Phase::Body) => State::Draining(CloseReason::AnsweredEarly, Closing::Linger, now),
@@ -1319,7 +1324,8 @@ impl Http {
         }
         self.reading = Reading::Body(framing.into());
         let may_follow = self.profile == Profile::Pipelining && framing == Framing::Empty && self.exchange.is_kept();
-        if may_follow && head.fields.lists(Name::PtthAccept, upgrade::ASIDE) {
+        let may_be_repeated = matches!(head.method(), b"GET" | b"HEAD");
+        if may_follow && may_be_repeated && head.fields.lists(Name::PtthAccept, upgrade::ASIDE) {
             self.behind.state = Follow::Yes;
         }
         Ok(Event::Request(framing))
