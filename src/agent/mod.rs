@@ -664,7 +664,7 @@ impl Side for Agent {
         }
     }
 
-    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer) {
+    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer, _: &mut Vec<Order>) {
         match peer.key {
             crate::peer::NO_KEY => {}
             HELLO => self.hello.gone(token),

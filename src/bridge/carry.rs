@@ -187,8 +187,10 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
     let Some((from, to, head, config)) = core.between(back, exchange.front) else {
         return Flow::Back(BackFault::Lost(None));
     };
-    // What comes on a link with others is small, and never held back for one visitor's pace.
-    if from.is_connecting() || exchange.lane != Lane::Ahead && hold(from, to, most, now) {
+    // What comes on a link with others is small, and not held back for one visitor's pace; unless it is larger than agreed.
+    let agreed = config.limits.of_link().head + config.limits.whole;
+    let most = if exchange.lane == Lane::Ahead { most.max(agreed) } else { most };
+    if from.is_connecting() || hold(from, to, most, now) {
         return Flow::Still;
     }
     if let Some(kept) = exchange.kept.take() {

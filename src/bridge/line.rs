@@ -58,6 +58,7 @@ impl<S: Side> Bridge<S> {
             exchange.lane = Lane::Own;
             return self.orders.push(Order::Assign(id));
         };
+        exchange.mark = peer.written + peer.output.len() as u64;
         let target = self.side.target(exchange);
         let sent = peer.conn.send_ahead(peer.output.vec(), (exchange.head.method(), &target), |fields| {
             self.side.request_fields(exchange, fields);
@@ -69,7 +70,6 @@ impl<S: Side> Bridge<S> {
         peer.line.push(id);
         self.gathering = true;
         exchange.back = Some(back);
-        exchange.mark = peer.written + peer.output.len() as u64;
         exchange.tries += 1;
         exchange.stage = Stage::Streaming;
         let front = exchange.front;
@@ -85,9 +85,8 @@ impl<S: Side> Bridge<S> {
         if peer.line.is_empty() {
             return self.let_go(core, back);
         }
-        if !peer.is_alive() || peer.is_deaf() {
-            // What was answered was the last one, or the link is gone.
-            peer.seat = Seat::Own;
+        if peer.is_dead() || peer.conn.closing().is_some() {
+            // What was answered was the last one. The end of the link alone says nothing: their answers may have come before it.
             return self.break_line(core, back);
         }
         let next = peer.line.remove(0);
@@ -131,6 +130,7 @@ impl<S: Side> Bridge<S> {
                 return false;
             }
             peer.seat = Seat::Nobody;
+            peer.held = false;
             core.step_again(back);
             return true;
         }
@@ -144,6 +144,8 @@ impl<S: Side> Bridge<S> {
     /// Throws away what comes for nobody.
     pub(super) fn pass_over(&mut self, core: &mut Core, back: Token) {
         let now = core.now;
+        // There is room again for what its socket has.
+        core.touch(back);
         loop {
             let Some((peer, head, config)) = core.hear(back) else { return };
             let over = match peer.conn.recv(now, peer.input.bytes(), head, config) {

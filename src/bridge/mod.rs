@@ -139,6 +139,10 @@ pub trait Side {
     }
     /// An agent has set the answer of this exchange aside.
     fn was_set_aside(&mut self, _: &Exchange) {}
+    /// Whether a request waits for this back that somebody has worked on already: it is served whatever else ends.
+    fn is_wanted(&self, _: &mut Core, _: Token) -> bool {
+        false
+    }
     /// The exchange, whose answer was set aside, has a front again.
     fn taken_up(&mut self, _: &mut Core, _: &Exchange) {}
     /// The front has answered and is kept for more.
@@ -158,7 +162,7 @@ pub trait Side {
     /// A peer of the side's own was lost.
     fn own_lost(&mut self, core: &mut Core, token: Token, loss: Loss, orders: &mut Vec<Order>);
     /// A peer is out of the table.
-    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer);
+    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer, orders: &mut Vec<Order>);
     /// The request-target as the back is to see it.
     fn target<'a>(&self, exchange: &'a Exchange) -> Cow<'a, [u8]>;
     /// The request's fields as the back is to see them.
@@ -900,7 +904,8 @@ impl<S: Side> Bridge<S> {
         peer.held = false;
         peer.wait = None;
         peer.seat = Seat::Own;
-        let is_over = self.running == Running::Draining && peer.twin == Twin::None;
+        let is_over = self.running == Running::Draining && peer.twin == Twin::None && !self.side.is_wanted(core, back);
+        let Some(peer) = core.peer(back) else { return };
         if peer.can_be_asked() && !peer.is_connecting() && !peer.is_deaf() && !is_over {
             self.side.release(core, back, &mut self.orders);
         } else {
@@ -1208,7 +1213,7 @@ impl<S: Side> App for Bridge<S> {
             }
         }
         let was_front = peer.seat == Seat::Front;
-        self.side.gone(core, token, peer);
+        self.side.gone(core, token, peer, &mut self.orders);
         if self.running == Running::Farewell && was_front {
             self.look_who_is_here(core);
         }
@@ -1341,7 +1346,10 @@ impl<S: Side> Bridge<S> {
             leave(core, token);
         }
         for id in self.exchanges.waiting() {
-            let Some(exchange) = self.exchanges.get_mut(id) else { continue };
+            // What was set aside was taken on long ago.
+            let Some(exchange) = self.exchanges.get_mut(id).filter(|exchange| exchange.aside.is_none()) else {
+                continue;
+            };
             if core.peer(exchange.front).is_none_or(|front| !front.conn.is_link()) {
                 self.answer(core, id, stopping());
             }

@@ -3,7 +3,7 @@
 //! answer is there.
 
 use mio::Token;
-use ptth_proto::conn::{Body, Event};
+use ptth_proto::conn::{Body, Event, MOST_IN_LINE};
 use ptth_proto::http::framing::Framing;
 use ptth_proto::limits::Wait;
 use ptth_proto::wire::fields::Name;
@@ -26,10 +26,7 @@ impl Relay {
             return false;
         }
         let others_wait = self.tunnels.waiting(exchange.tunnel) > 0;
-        core.peer(exchange.front).is_some_and(|front| {
-            let has_waited = matches!(front.wait, Some((_, Wait::Link)));
-            front.output.is_empty() && (has_waited || !others_wait)
-        })
+        core.peer(exchange.front).is_some_and(|front| front.output.is_empty() && (has_waited(front) || !others_wait))
     }
 
     /// A link that the next request may go down behind others.
@@ -44,7 +41,7 @@ impl Relay {
     /// A link is free for the request that has waited longest; those behind it may go along.
     pub(super) fn let_more_in(&mut self, core: &Core, tunnel: usize, orders: &mut Vec<Order>) {
         let first = orders.len();
-        for _ in 1..core.config.limits.pipeline {
+        for _ in 1..core.config.limits.pipeline.min(MOST_IN_LINE) {
             let Some(id) = self.tunnels.next_in_line(tunnel) else { break };
             self.waits_no_more(tunnel);
             orders.push(Order::Assign(id));
@@ -75,6 +72,11 @@ impl Relay {
     /// A link has nothing to do, and nobody waits for it.
     pub(super) fn rest(&mut self, core: &mut Core, tunnel: usize, link: Token) {
         self.tunnels.park(tunnel, link);
+        Relay::ping_later(core, link);
+    }
+
+    /// The link is asked whether anybody is there when it has rested for a while.
+    pub(super) fn ping_later(core: &mut Core, link: Token) {
         let until = core.now + core.config.deadlines.ping;
         if let Some(peer) = core.peer(link).filter(|peer| peer.conn.is_ours()) {
             peer.wait = Some((until, Wait::Ping));
@@ -191,6 +193,11 @@ impl Relay {
             core.drop_peer(link);
         }
     }
+}
+
+/// Whether the request that came on this front has waited for a link.
+pub(super) fn has_waited(front: &Peer) -> bool {
+    matches!(front.wait, Some((_, Wait::Link)))
 }
 
 /// Whether a request is one that can share a link: it may be asked again, and has no body.

@@ -39,9 +39,10 @@ use crate::peer::{NO_KEY, Peer, Seat};
 use crate::reactor::{Core, Door, Loss, Message, Reactor};
 use agents::Access;
 use counts::Counts;
+use links::{has_waited, suits_a_line};
 use porter::Porter;
 use queues::{Carriage, Passed, Queues, Secrets};
-use registry::{Registry, Taken};
+use registry::{Registry, Taken, Waiting};
 use text::Text;
 use workers::{Directory, Word, Workers};
 
@@ -336,12 +337,19 @@ impl Side for Relay {
             }
         }
         let tunnel = exchange.tunnel;
+        exchange.lane = Lane::Own;
         let in_line = self.may_stand_in_line(core, exchange);
-        if in_line && let Some(link) = self.line(core, tunnel) {
+        // For one that has waited, a link is free.
+        let waited = core.peer(exchange.front).is_some_and(|front| has_waited(front));
+        if in_line
+            && !waited
+            && let Some(link) = self.line(core, tunnel)
+        {
             exchange.lane = Lane::Ahead;
             return Assign::Back(link);
         }
         let has_it = exchange.aside.as_deref().and_then(agent_of).map(|(agent, _)| agent);
+        let has_it = has_it.filter(|agent| self.tunnels.knows(tunnel, *agent));
         if has_it.is_some() {
             // Another agent would have to ask its upstream anew.
             let leads_there = |core: &mut Core, link| core.peer(link).is_some_and(|peer| peer.agent == has_it);
@@ -358,7 +366,14 @@ impl Side for Relay {
             self.tunnels.gives(tunnel, link);
             return Assign::Back(link);
         }
-        if self.has_poll(tunnel) {
+        if in_line
+            && waited
+            && let Some(link) = self.line(core, tunnel)
+        {
+            exchange.lane = Lane::Ahead;
+            return Assign::Back(link);
+        }
+        if has_it.is_none() && self.has_poll(tunnel) {
             return Assign::Back(self.open_pipe(core, tunnel));
         }
         if self.workers.are_several()
@@ -384,12 +399,15 @@ impl Side for Relay {
             let text = "Too many requests wait for links at this relay already; try again later.";
             return Assign::Refuse(Answer::new(Code::RELAY_BUSY, text));
         }
-        let until = exchange.started + core.config.deadlines.link;
+        // To be asked for again is a wait of its own.
+        let since = if exchange.aside.is_some() { core.now } else { exchange.started };
+        let until = since + core.config.deadlines.link;
         if let Some(front) = core.peer(exchange.front) {
             front.wait = Some((until, Wait::Link));
         }
         core.step_again(exchange.front);
-        self.tunnels.wait(tunnel, id, has_it, links::suits_a_line(exchange));
+        self.tunnels
+            .wait(tunnel, Waiting { id, since: exchange.started, agent: has_it, may_line: suits_a_line(exchange) });
         self.tell_of_waiting(core, tunnel);
         if has_it.is_none() && self.tunnels.waiting_for_any(tunnel) == 1 {
             self.begins_to_wait(tunnel);
@@ -412,6 +430,10 @@ impl Side for Relay {
             }
             None => {}
         }
+    }
+
+    fn is_wanted(&self, core: &mut Core, back: Token) -> bool {
+        core.peer(back).is_some_and(|link| self.tunnels.is_waited_for(link.key, link.agent))
     }
 
     fn front_kept(&mut self, _: &mut Core, _: Token) {}
@@ -489,17 +511,15 @@ impl Side for Relay {
         self.lost_link(core, token, loss, orders);
     }
 
-    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer) {
+    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer, orders: &mut Vec<Order>) {
         self.queue_peer_gone(core, token, &peer);
         if peer.key >= queues::FAR {
             return;
         }
         self.workers.link_gone(self.tunnels.name(peer.key));
         self.tunnels.close_line(peer.key, token);
-        if let Some(agent) = peer.agent
-            && self.tunnels.forget_agent(peer.key, agent)
-        {
-            self.begins_to_wait(peer.key);
+        if let Some(agent) = peer.agent {
+            orders.extend(self.tunnels.agent_has_less(peer.key, agent).into_iter().map(Order::Assign));
         }
         if self.tunnels.remove_link(peer.key, |link| is_free(core, link)) {
             core.set_timer(DOWN_AFTER, peer.key);
@@ -706,6 +726,9 @@ impl Relay {
         let (keep_alive, patience) = (core.config.deadlines.keepalive, core.config.deadlines.write);
         let taken = self.tunnels.add_link(tunnel, |link| is_free(core, link));
         let Some(peer) = core.tell(token) else { return };
+        if let Some(agent) = peer.agent {
+            self.tunnels.agent_has_more(tunnel, agent);
+        }
         peer.seat = Seat::Own;
         peer.key = tunnel;
         // Links are counted among their tunnel's.
@@ -755,11 +778,13 @@ impl Relay {
     fn link_is_idle(&mut self, core: &mut Core, tunnel: usize, link: Token, orders: &mut Vec<Order>) {
         let agent = core.peer(link).and_then(|peer| peer.agent);
         match self.tunnels.next_waiting(tunnel, agent) {
-            Some((id, may_line)) => {
+            Some(Waiting { id, may_line, .. }) => {
                 self.waits_no_more(tunnel);
-                if may_line && self.tunnels.may_line(tunnel) {
+                let can = core.peer(link).is_some_and(|peer| peer.conn.can_pipeline());
+                if may_line && can && self.tunnels.may_line(tunnel) {
                     self.let_more_in(core, tunnel, orders);
                     self.tunnels.park_first(tunnel, link);
+                    Relay::ping_later(core, link);
                     // Before those, for orders are followed from the last one.
                     orders.push(Order::Assign(id));
                 } else {
@@ -811,7 +836,7 @@ impl Relay {
                 let Some(mailbox) = self.workers.mailbox(to) else { return };
                 let first = orders.len();
                 for _ in 0..most {
-                    let Some((id, _)) = self.tunnels.next_waiting(tunnel, None) else { break };
+                    let Some(Waiting { id, .. }) = self.tunnels.next_waiting(tunnel, None) else { break };
                     self.waits_no_more(tunnel);
                     orders.push(Order::HandOver(id, mailbox.clone()));
                 }

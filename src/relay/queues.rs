@@ -28,7 +28,7 @@ use ptth_proto::wire::message::{Malformed, Pairs, Reply, Unsendable, end_to_end,
 use ptth_proto::wire::packed::{self, Form, MAGIC_FIELD};
 
 use super::agents::{KeyHash, refusal};
-use super::registry::Taken;
+use super::registry::{Taken, Waiting};
 use super::route::{Means, means};
 use super::{Relay, is_free};
 use crate::answer::{Answer, Code};
@@ -468,7 +468,7 @@ impl Relay {
             self.hand_out(core, poll, far, orders);
         }
         while self.has_poll(tunnel)
-            && let Some((id, _)) = self.tunnels.next_waiting(tunnel, None)
+            && let Some(Waiting { id, .. }) = self.tunnels.next_waiting(tunnel, None)
         {
             self.waits_no_more(tunnel);
             let near = self.open_pipe(core, tunnel);

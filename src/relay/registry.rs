@@ -36,13 +36,16 @@ pub enum Taken {
 }
 
 /// A request that waits for a link.
-#[derive(Debug)]
-struct Waiting {
-    id: usize,
+#[derive(Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its exchange.
+    pub id: usize,
+    /// When it came.
+    pub since: Instant,
     /// The agent that has its answer set aside: it is for no other one.
-    agent: Option<u64>,
+    pub agent: Option<u64>,
     /// It may share a link.
-    may_line: bool,
+    pub may_line: bool,
 }
 
 #[derive(Debug)]
@@ -50,9 +53,12 @@ struct Tunnel {
     name: String,
     /// Links that are idle, and some that are gone by now.
     idle: VecDeque<Token>,
+    /// Requests that wait, the oldest in front.
     waiting: VecDeque<Waiting>,
     /// Those of them that wait for one agent alone.
     bound: usize,
+    /// Agents that have said who they are, and how many links each has.
+    agents: Vec<(u64, usize)>,
     /// Requests under way, those that wait among them.
     requests: usize,
     links: usize,
@@ -136,6 +142,7 @@ impl Registry {
             idle: VecDeque::new(),
             waiting: VecDeque::new(),
             bound: 0,
+            agents: Vec::new(),
             requests: 0,
             links: 0,
             lines: VecDeque::new(),
@@ -332,41 +339,68 @@ impl Registry {
         }
     }
 
-    /// A request waits for a link; one whose answer was set aside, for one to the agent that has it.
-    pub fn wait(&mut self, tunnel: usize, id: usize, agent: Option<u64>, may_line: bool) {
+    /// A request waits for a link; one whose answer was set aside, for one to the agent that has it. Who waits again has its old place.
+    pub fn wait(&mut self, tunnel: usize, request: Waiting) {
         if let Some(tunnel) = self.get_mut(tunnel) {
-            tunnel.waiting.push_back(Waiting { id, agent, may_line });
-            tunnel.bound += usize::from(agent.is_some());
+            let before = tunnel.waiting.iter().rposition(|other| other.since <= request.since);
+            tunnel.bound += usize::from(request.agent.is_some());
+            tunnel.waiting.insert(before.map_or(0, |before| before + 1), request);
             self.waiting += 1;
         }
     }
 
-    /// The request that has waited longest of those that may go to this agent, which waits no more; and whether it may share a link.
-    pub fn next_waiting(&mut self, tunnel: usize, agent: Option<u64>) -> Option<(usize, bool)> {
+    fn take_waiting(&mut self, tunnel: usize, is_it: impl Fn(&Waiting) -> bool) -> Option<Waiting> {
         let tunnel = self.get_mut(tunnel)?;
-        let at = tunnel.waiting.iter().position(|one| one.agent.is_none() || one.agent == agent)?;
-        let next = tunnel.waiting.remove(at)?;
-        tunnel.bound -= usize::from(next.agent.is_some());
+        let at = tunnel.waiting.iter().position(is_it)?;
+        let taken = tunnel.waiting.remove(at)?;
+        tunnel.bound -= usize::from(taken.agent.is_some());
         self.waiting -= 1;
-        Some((next.id, next.may_line))
+        Some(taken)
+    }
+
+    /// The request that has waited longest of those that may go to this agent, which waits no more.
+    pub fn next_waiting(&mut self, tunnel: usize, agent: Option<u64>) -> Option<Waiting> {
+        self.take_waiting(tunnel, |one| one.agent.is_none() || one.agent == agent)
+    }
+
+    /// Whether a request waits that may go to this agent.
+    pub fn is_waited_for(&self, tunnel: usize, agent: Option<u64>) -> bool {
+        let may = |one: &Waiting| one.agent.is_none() || one.agent == agent;
+        self.get(tunnel).is_some_and(|tunnel| tunnel.waiting.iter().any(may))
     }
 
     /// The same, if that one may share a link. One that may not keeps its place, and those behind it theirs.
     pub fn next_in_line(&mut self, tunnel: usize) -> Option<usize> {
         let first = self.get(tunnel)?.waiting.iter().find(|one| one.agent.is_none());
         first.filter(|first| first.may_line)?;
-        self.next_waiting(tunnel, None).map(|(id, _)| id)
+        self.next_waiting(tunnel, None).map(|next| next.id)
     }
 
-    /// A link of this agent is gone, and perhaps all of it: nobody waits for it any more, but for any. True when somebody does.
-    pub fn forget_agent(&mut self, tunnel: usize, agent: u64) -> bool {
-        let Some(tunnel) = self.get_mut(tunnel) else { return false };
-        let before = tunnel.bound;
-        if before > 0 {
-            let freed = tunnel.waiting.iter_mut().filter_map(|one| one.agent.take_if(|wanted| *wanted == agent));
-            tunnel.bound -= freed.count();
+    /// Whether this agent has a link.
+    pub fn knows(&self, tunnel: usize, agent: u64) -> bool {
+        self.get(tunnel).is_some_and(|tunnel| tunnel.agents.iter().any(|(known, _)| *known == agent))
+    }
+
+    /// An agent has one more link.
+    pub fn agent_has_more(&mut self, tunnel: usize, agent: u64) {
+        let Some(tunnel) = self.get_mut(tunnel) else { return };
+        match tunnel.agents.iter_mut().find(|(known, _)| *known == agent) {
+            Some((_, links)) => *links += 1,
+            None => tunnel.agents.push((agent, 1)),
         }
-        tunnel.bound < before
+    }
+
+    /// A link of this agent is gone. If it was the last one, gives those that have waited for another: they wait no more.
+    pub fn agent_has_less(&mut self, tunnel: usize, agent: u64) -> Vec<usize> {
+        let Some(entry) = self.get_mut(tunnel) else { return Vec::new() };
+        let Some(at) = entry.agents.iter().position(|(known, _)| *known == agent) else { return Vec::new() };
+        entry.agents[at].1 -= 1;
+        if entry.agents[at].1 > 0 {
+            return Vec::new();
+        }
+        entry.agents.swap_remove(at);
+        let of_it = |one: &Waiting| one.agent == Some(agent);
+        std::iter::from_fn(|| self.take_waiting(tunnel, of_it)).map(|one| one.id).collect()
     }
 
     /// Takes a link to this agent, of those that rest.
@@ -445,6 +479,46 @@ impl Registry {
 mod tests {
     use super::*;
 
+    fn waiting(id: usize, since: u64) -> Waiting {
+        Waiting { id, since: Instant::from_micros(since), agent: None, may_line: false }
+    }
+
+    #[test]
+    fn who_waits_again_has_its_old_place() {
+        let mut registry = Registry::new(10, 10);
+        let t = registry.find_or_make("a").unwrap();
+        for (id, since) in [(1, 10), (2, 20), (3, 20), (4, 30)] {
+            registry.wait(t, waiting(id, since));
+        }
+        assert!(registry.forget(t, 4));
+        registry.wait(t, waiting(4, 30));
+        let taken: Vec<_> = (0..2).map(|_| registry.next_waiting(t, None).unwrap().id).collect();
+        assert_eq!(taken, [1, 2]);
+        registry.wait(t, waiting(2, 20));
+        registry.wait(t, waiting(1, 10));
+        let taken: Vec<_> = (0..4).map(|_| registry.next_waiting(t, None).unwrap().id).collect();
+        assert_eq!(taken, [1, 3, 2, 4]);
+    }
+
+    #[test]
+    fn an_answer_set_aside_waits_for_its_agent_as_long_as_that_has_a_link() {
+        let mut registry = Registry::new(10, 10);
+        let t = registry.find_or_make("a").unwrap();
+        registry.agent_has_more(t, 5);
+        registry.agent_has_more(t, 5);
+        registry.wait(t, Waiting { agent: Some(5), ..waiting(1, 0) });
+        registry.wait(t, Waiting { may_line: true, ..waiting(2, 1) });
+        assert!(registry.is_waited_for(t, Some(5)) && registry.is_waited_for(t, None));
+        assert_eq!(registry.next_in_line(t), Some(2));
+        assert!(!registry.is_waited_for(t, None));
+        assert_eq!(registry.next_waiting(t, Some(6)), None);
+        assert!(registry.agent_has_less(t, 5).is_empty());
+        assert!(registry.knows(t, 5));
+        assert_eq!(registry.agent_has_less(t, 5), [1]);
+        assert!(!registry.knows(t, 5));
+        assert_eq!((registry.all_waiting(), registry.waiting_for_any(t)), (0, 0));
+    }
+
     #[test]
     fn links_take_turns_and_the_dead_are_passed_over() {
         let mut registry = Registry::new(10, 10);
@@ -494,7 +568,7 @@ mod tests {
         let t = registry.find_or_make("a").unwrap();
         assert_eq!(registry.find_or_make("b"), None);
         assert_eq!(registry.begin(t), 1);
-        registry.wait(t, 7, None, true);
+        registry.wait(t, waiting(7, 0));
         registry.drop_unused(t);
         assert_eq!(registry.all_waiting(), 1);
         assert!(registry.forget(t, 7) && !registry.forget(t, 7));
@@ -514,29 +588,16 @@ mod tests {
         let mut registry = Registry::new(1, 2);
         let t = registry.find_or_make("a").unwrap();
         for (id, agent, may_line) in [(1, Some(7), true), (2, None, true), (3, None, false), (4, None, true)] {
-            registry.wait(t, id, agent, may_line);
+            registry.wait(t, Waiting { agent, may_line, ..waiting(id, 0) });
         }
         assert_eq!((registry.waiting(t), registry.waiting_for_any(t)), (4, 3));
         assert_eq!(registry.next_in_line(t), Some(2));
         assert_eq!(registry.next_in_line(t), None);
-        assert_eq!(registry.next_waiting(t, None), Some((3, false)));
+        assert_eq!(registry.next_waiting(t, None), Some(waiting(3, 0)));
         assert_eq!(registry.next_in_line(t), Some(4));
         assert_eq!((registry.next_in_line(t), registry.next_waiting(t, None)), (None, None));
-        assert_eq!(registry.next_waiting(t, Some(7)), Some((1, true)));
+        assert_eq!(registry.next_waiting(t, Some(7)).map(|one| one.id), Some(1));
         assert_eq!((registry.waiting(t), registry.waiting_for_any(t)), (0, 0));
-    }
-
-    #[test]
-    fn who_waits_for_an_agent_that_is_gone_takes_any() {
-        let mut registry = Registry::new(1, 2);
-        let t = registry.find_or_make("a").unwrap();
-        for (id, agent) in [(1, Some(7)), (2, Some(8)), (3, Some(7))] {
-            registry.wait(t, id, agent, true);
-        }
-        assert!(registry.forget_agent(t, 7) && !registry.forget_agent(t, 7));
-        assert_eq!(registry.waiting_for_any(t), 2);
-        assert!(registry.forget(t, 1) && registry.forget(t, 2));
-        assert_eq!((registry.waiting(t), registry.waiting_for_any(t)), (1, 1));
     }
 
     #[test]

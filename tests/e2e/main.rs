@@ -28,6 +28,7 @@ mod fresh;
 mod headers;
 mod hostile;
 mod limits;
+mod lines;
 mod links;
 mod load;
 mod logs;
