@@ -318,11 +318,6 @@ impl Peer {
         }
     }
 
-    /// Whether the socket may have more than was read.
-    pub fn is_readable(&self) -> bool {
-        self.readable && !self.eof
-    }
-
     /// Whether there is something to read that is wanted.
     pub(crate) fn can_read(&self, config: &Config) -> bool {
         self.readable && self.interest(config).read && !self.is_past()

@@ -518,7 +518,8 @@ impl Side for Agent {
                         return Assign::Refuse(self.fault(exchange, &BackFault::Connect(error)));
                     }
                     let until = core.now + core.config.deadlines.connect;
-                    if let Some(front) = core.peer(exchange.front) {
+                    // Of several on a link, each waits when it is its turn.
+                    if let Some(front) = core.peer(exchange.front).filter(|front| front.seat == Seat::Exchange(id)) {
                         front.wait = Some((until, Wait::Connect));
                         core.touch(exchange.front);
                     }

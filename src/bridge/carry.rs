@@ -200,7 +200,7 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
             let begun = begin_response(to, head, *framing, now);
             return begun.unwrap_or_else(|error| Flow::Back(BackFault::Protocol(error)));
         }
-        let waits = may_become_whole(from, *framing, config);
+        let waits = is_short(from.input.len(), *framing, config);
         exchange.kept = Some(kept);
         return if waits { Flow::Still } else { Flow::Long };
     }
@@ -246,8 +246,9 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
             let rest = from.input.len() - used;
             if exchange.lane == Lane::InLine && !is_complete(from, framing, &from.input.bytes()[used..], config) {
                 exchange.kept = Some(Box::new((head.clone(), framing)));
+                exchange.ready.get_or_insert(now);
                 from.input.consume(used);
-                return if may_become_whole(from, framing, config) { Flow::Still } else { Flow::Long };
+                return if is_short(rest, framing, config) { Flow::Still } else { Flow::Long };
             }
             if from.conn.is_speaking() {
                 // It need not take the rest of what it has answered already, nor its system acknowledge that.
@@ -453,10 +454,10 @@ fn is_complete(from: &Peer, framing: Framing, rest: &[u8], config: &Config) -> b
     }
 }
 
-/// Whether a response that is not whole may be so in a moment: it is short, and its socket has more.
-fn may_become_whole(from: &Peer, framing: Framing, config: &Config) -> bool {
-    let short = !matches!(framing, Framing::Length(length) if length > config.limits.whole as u64);
-    short && from.is_readable() && from.input.len() <= config.limits.whole
+/// Whether a response of which so many bytes are there may be whole in a moment: many a server writes head and body apart.
+fn is_short(there: usize, framing: Framing, config: &Config) -> bool {
+    let most = config.limits.whole;
+    there <= most && !matches!(framing, Framing::Length(length) if length > most as u64)
 }
 
 fn inform(to: &mut Peer, head: &Head) -> Result<Flow, Error> {

@@ -89,6 +89,8 @@ pub struct Exchange {
     pub aside: Option<Box<[u8]>>,
     /// The head of its response, which is not whole yet and can't be given before it is.
     pub kept: Option<Box<(Head, Framing)>>,
+    /// Since when its answer, or some of it, has been there without going home: it is not its turn, or it is not whole.
+    pub ready: Option<Instant>,
     /// The request's head.
     pub head: Head,
     /// The request's framing.
@@ -171,6 +173,7 @@ impl Exchanges {
             lane: Lane::Own,
             aside: None,
             kept: None,
+            ready: None,
             head,
             framing,
             intake: Intake::Free,
@@ -231,6 +234,11 @@ impl Exchanges {
     /// All, with their fronts and how far each has come.
     pub fn all(&self) -> Vec<(usize, Token, Stage)> {
         self.slots.iter().map(|(id, exchange)| (id.0, exchange.front, exchange.stage)).collect()
+    }
+
+    /// Whether an answer is set aside.
+    pub fn is_any_aside(&self) -> bool {
+        self.slots.iter().any(|(_, exchange)| exchange.lane == Lane::Aside)
     }
 
     /// How many are under way.

@@ -11,13 +11,14 @@ use mio::Token;
 use ptth_proto::conn::{Body, Event};
 use ptth_proto::http::framing::Framing;
 use ptth_proto::limits::Wait;
+use ptth_proto::time::Instant;
 use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::{FieldWriter, Head, is_idempotent};
 
 use super::exchange::{Lane, Stage};
-use super::{BackFault, Bridge, Order, Side};
+use super::{BackFault, Bridge, Order, Running, Side, leave};
 use crate::answer::Code;
-use crate::peer::{NOBODY, Peer, Seat};
+use crate::peer::{NO_KEY, NOBODY, Peer, Seat};
 use crate::reactor::Core;
 
 /// The agent that the name of an answer set aside begins with, and the rest of the name.
@@ -237,88 +238,97 @@ impl<S: Side> Bridge<S> {
 
     /// Whether it is this exchange's turn on its front. If it is not, and its answer is there, the one before it has not much time left.
     pub(super) fn has_turn(&mut self, core: &mut Core, id: usize) -> bool {
+        let now = core.now;
         let Some(exchange) = self.exchanges.get_mut(id) else { return false };
-        let (front, back) = (exchange.front, exchange.back);
-        let answered = exchange.stage == Stage::Answered;
+        let front = exchange.front;
         let Some(seat) = core.peer(front).map(|peer| peer.seat) else { return false };
         if seat == Seat::Exchange(id) {
             return true;
         }
-        if answered || back.and_then(|back| core.peer(back)).is_some_and(|back| !back.input.is_empty()) {
-            self.wait_for_turn(core, front);
+        let back = exchange.back.and_then(|back| core.peer(back));
+        if exchange.stage == Stage::Answered || back.is_some_and(|back| !back.input.is_empty()) {
+            exchange.ready.get_or_insert(now);
+            self.watch_turn(core, front);
         }
         false
     }
 
-    /// Somebody waits with an answer for the one before.
-    fn wait_for_turn(&mut self, core: &mut Core, front: Token) {
-        let until = core.now + core.config.deadlines.turn;
-        if let Some(peer) = core.peer(front).filter(|peer| peer.wait.is_none()) {
+    /// Sees to it that nobody in this front's line waits for too long.
+    pub(super) fn watch_turn(&mut self, core: &mut Core, front: Token) {
+        let turn = core.config.deadlines.turn;
+        if core.peer(front).is_none_or(|peer| matches!(peer.wait, Some((_, Wait::Turn)))) {
+            return;
+        }
+        let Some(until) = self.held_up_since(core, front).map(|since| since + turn) else { return };
+        if let Some(peer) = core.peer(front).filter(|peer| peer.wait.is_none_or(|(at, _)| until < at)) {
             peer.wait = Some((until, Wait::Turn));
             core.touch(front);
         }
     }
 
-    /// Looks whether anybody in this front's line waits with an answer.
-    pub(super) fn look_behind(&mut self, core: &mut Core, front: Token) {
-        if core.peer(front).is_some_and(|peer| !peer.line.is_empty()) && self.is_any_ready(core, front) {
-            self.wait_for_turn(core, front);
-        }
+    /// Since when an answer has been held up on this front: behind another one, or because it is not whole.
+    fn held_up_since(&mut self, core: &mut Core, front: Token) -> Option<Instant> {
+        let peer = core.peer(front)?;
+        let Seat::Exchange(first) = peer.seat else { return None };
+        let part = self.exchanges.get_mut(first).filter(|exchange| exchange.kept.is_some()).and_then(|part| part.ready);
+        let behind = peer.line.iter().filter_map(|id| self.exchanges.get_mut(*id)?.ready).min();
+        part.into_iter().chain(behind).min()
     }
 
-    fn is_any_ready(&mut self, core: &mut Core, front: Token) -> bool {
-        let line = core.peer(front).map_or(0, |peer| peer.line.len());
-        (0..line).any(|at| {
-            let id = core.peer(front).and_then(|peer| peer.line.get(at).copied());
-            id.is_some_and(|id| self.is_ready(core, id))
-        })
-    }
-
-    fn is_ready(&mut self, core: &mut Core, id: usize) -> bool {
-        let Some(exchange) = self.exchanges.get_mut(id) else { return true };
-        if exchange.stage == Stage::Answered {
-            return true;
-        }
-        let back = exchange.back;
-        back.and_then(|back| core.peer(back)).is_some_and(|back| !back.input.is_empty())
-    }
-
-    /// The answer whose turn it is has kept others waiting for too long: it is set aside, and so are those behind it that are no better.
+    /// The answer whose turn it is has held others up for too long, or itself: it is set aside, and so are those behind it that are no
+    /// better.
     pub(super) fn turn_is_over(&mut self, core: &mut Core, front: Token) {
-        loop {
-            let Some(peer) = core.peer(front) else { return };
-            let Seat::Exchange(id) = peer.seat else { return };
-            if peer.wait.is_some_and(|(_, wait)| wait == Wait::Turn) {
-                peer.wait = None;
+        let (now, turn) = (core.now, core.config.deadlines.turn);
+        if let Some(peer) = core.peer(front) {
+            peer.wait = None;
+        }
+        while let Some(Seat::Exchange(id)) = core.peer(front).map(|peer| peer.seat) {
+            if self.held_up_since(core, front).is_none_or(|since| now < since + turn) {
+                return self.watch_turn(core, front);
             }
-            if self.is_ready(core, id) {
-                return self.mark(id);
-            }
-            if !self.is_any_ready(core, front) {
+            let back = self.exchanges.get_mut(id).and_then(|exchange| exchange.back);
+            if back.and_then(|back| core.peer(back)).is_some_and(|back| back.held) {
+                // It is there, and waits for the link itself to have room.
                 return;
             }
-            let has_back = self.exchanges.get_mut(id).is_some_and(|exchange| exchange.back.is_some());
-            if !has_back || !self.set_aside(core, id) {
-                // A name is looked up for it, or its answer has begun.
-                return self.wait_for_turn(core, front);
+            if !self.set_aside(core, id) {
+                return self.give_here(id);
+            }
+            // What there is of the next ones goes.
+            let mut last = None;
+            while let Some(Seat::Exchange(next)) = core.peer(front).map(|peer| peer.seat)
+                && last.replace(next) != Some(next)
+            {
+                self.pump(core, next);
             }
         }
     }
 
-    /// Sets an exchange's answer aside. False when that can't be.
+    /// An answer that is not whole can't be set aside: it is given where it is, as it comes.
+    pub(super) fn give_here(&mut self, id: usize) {
+        if let Some(exchange) = self.exchanges.get_mut(id).filter(|exchange| exchange.kept.is_some()) {
+            exchange.lane = Lane::Own;
+            self.mark(id);
+        }
+    }
+
+    /// Sets an exchange's answer aside. False when that can't be. An agent that is to stop sets none aside: it makes no more links on
+    /// which it could be asked for.
     pub(super) fn set_aside(&mut self, core: &mut Core, id: usize) -> bool {
-        let until = core.now + core.config.deadlines.aside;
-        let now = core.now;
-        let Some(exchange) = self.exchanges.get_mut(id) else { return false };
+        let (now, until) = (core.now, core.now + core.config.deadlines.aside);
+        let Some(exchange) = self.exchanges.get_mut(id).filter(|_| self.running == Running::Yes) else { return false };
         let front = exchange.front;
         let name = format!("{:016x}-{id:x}", self.side.agent());
         let Some(peer) = core.tell(front) else { return false };
         if peer.conn.send_aside(now, peer.output.vec(), name.as_bytes()).is_err() {
             return false;
         }
+        peer.head = peer.head.saturating_sub(exchange.head.memory());
         log::debug!("request {}: its answer was set aside", exchange.number);
         exchange.lane = Lane::Aside;
         exchange.front = NO_FRONT;
+        exchange.key = NO_KEY;
+        exchange.ready = None;
         if let Some(back) = exchange.back {
             if let Some(peer) = core.peer(back) {
                 peer.wait = Some((until, Wait::Aside));
@@ -343,33 +353,57 @@ impl<S: Side> Bridge<S> {
         };
         let Some(id) = id else { return false };
         let Some(exchange) = self.exchanges.get_mut(id).filter(same) else { return false };
-        let back = exchange.back;
+        let connected = core.now + core.config.deadlines.connect;
+        let Some(peer) = core.peer(front) else { return false };
         exchange.front = front;
         exchange.lane = Lane::Own;
-        let Some(peer) = core.peer(front) else { return false };
         exchange.key = peer.key;
         peer.head = exchange.head.memory();
         peer.seat = Seat::Exchange(id);
+        peer.wait = exchange.back.is_none().then_some((connected, Wait::Connect));
+        let back = exchange.back;
         self.side.taken_up(core, exchange);
         if let Some(peer) = back.and_then(|back| core.peer(back)) {
             peer.wait = None;
         }
         core.touch(front);
         self.mark(id);
+        self.owes_less(core);
         true
+    }
+
+    /// Whether links are needed that could go by now: an answer that was set aside is to be asked for on one.
+    pub(super) fn owes(&self) -> bool {
+        self.running != Running::Yes && self.exchanges.is_any_aside()
+    }
+
+    /// An answer is not set aside any more. Behind the last one, a program that is to stop needs its links no more.
+    pub(super) fn owes_less(&mut self, core: &mut Core) {
+        if self.running == Running::Yes || self.owes() {
+            return;
+        }
+        let fronts: Vec<Token> = core.peers().filter(|(_, peer)| peer.conn.is_link()).map(|(token, _)| token).collect();
+        for front in fronts {
+            leave(core, front);
+        }
     }
 
     /// The exchange whose turn it was on this front is over: the next one's turn. False when there is none.
     pub(super) fn next_on_front(&mut self, core: &mut Core, front: Token) -> bool {
+        let connected = core.now + core.config.deadlines.connect;
         let Some(peer) = core.peer(front).filter(|peer| !peer.line.is_empty()) else { return false };
         let next = peer.line.remove(0);
+        let is_looked_up = self.exchanges.waiting_mut(next).is_some();
         peer.seat = Seat::Exchange(next);
         peer.fed = false;
-        if peer.wait.is_some_and(|(_, wait)| wait == Wait::Turn) {
-            peer.wait = None;
+        peer.wait = is_looked_up.then_some((connected, Wait::Connect));
+        if !peer.input.is_empty() {
+            // There was no room for it in the line.
+            core.step_again(front);
         }
         core.touch(front);
         self.mark(next);
+        self.watch_turn(core, front);
         true
     }
 }

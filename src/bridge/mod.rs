@@ -436,7 +436,8 @@ impl<S: Side> Bridge<S> {
         if framing == Framing::Empty && !behind {
             take_bodiless(core, front, framing);
         }
-        if core.head.fields.has(Name::PtthAside) && self.take_up(core, front) {
+        // Behind others it has no seat to take: like any other, it is asked for anew.
+        if !behind && core.head.fields.has(Name::PtthAside) && self.take_up(core, front) {
             return;
         }
         let Some((peer, head, _)) = core.hear(front) else { return };
@@ -460,7 +461,7 @@ impl<S: Side> Bridge<S> {
             peer.seat = Seat::Exchange(id);
         }
         let is_taken_on = peer.conn.is_link();
-        if self.running != Running::Yes && peer.twin == Twin::None {
+        if self.running != Running::Yes && peer.twin == Twin::None && !self.owes() {
             peer.conn.do_not_keep();
         }
         core.touch(front);
@@ -545,12 +546,13 @@ impl<S: Side> Bridge<S> {
             return self.attach_behind(core, id, back);
         }
         core.read_on(back);
+        let until = now + core.config.deadlines.aside;
         let is_raw = |peer: &Peer| exchange.kind == Kind::Connect && peer.conn.is_tunnel() && peer.is_alive();
         let Some(peer) = core.tell(back).filter(|peer| peer.can_be_asked() || is_raw(peer)) else {
             self.orders.push(Order::Assign(id));
             return;
         };
-        peer.wait = None;
+        peer.wait = (exchange.lane == Lane::Aside).then_some((until, Wait::Aside));
         peer.seat = Seat::Exchange(id);
         exchange.back = Some(back);
         exchange.mark = peer.written;
@@ -603,7 +605,9 @@ impl<S: Side> Bridge<S> {
             }
         };
         let front = exchange.front;
-        if let Some(front) = core.peer(front) {
+        // What else it may wait for there concerns others.
+        let is_its_own = |peer: &&mut Peer| peer.seat == Seat::Exchange(id) && !is_for_turn(peer);
+        if let Some(front) = core.peer(front).filter(is_its_own) {
             front.wait = None;
         }
         self.mark(id);
@@ -676,21 +680,16 @@ impl<S: Side> Bridge<S> {
                 Flow::Still if asked => carried = true,
                 Flow::Still => {
                     if lane == Lane::InLine
-                        && let Some(exchange) = self.exchanges.get_mut(id)
+                        && let Some(exchange) = self.exchanges.get_mut(id).filter(|exchange| exchange.kept.is_some())
                     {
                         let front = exchange.front;
-                        self.look_behind(core, front);
+                        self.watch_turn(core, front);
                     }
                     return self.check_front(core, id, carried);
                 }
                 Flow::Aside => return self.was_set_aside(core, id),
                 Flow::Long if self.set_aside(core, id) => return,
-                Flow::Long => {
-                    // It can't be: so it is given here.
-                    if let Some(exchange) = self.exchanges.get_mut(id) {
-                        exchange.lane = Lane::Own;
-                    }
-                }
+                Flow::Long => self.give_here(id),
                 Flow::Over => return self.finish(core, id),
                 Flow::Refused => return self.tunnel_refused(core, id),
                 Flow::Broken(end) => return self.tunnel_broken(core, id, end, None),
@@ -863,6 +862,9 @@ impl<S: Side> Bridge<S> {
         }
         self.side.ended(&exchange);
         let front = exchange.front;
+        if let Some(peer) = core.peer(front) {
+            peer.head = peer.head.saturating_sub(exchange.head.memory());
+        }
         self.front_is_done(core, front);
         self.exchanges.recycle(exchange);
     }
@@ -886,7 +888,7 @@ impl<S: Side> Bridge<S> {
         let is_pipe = peer.twin != Twin::None;
         if !closes {
             self.side.front_kept(core, front);
-            if self.running == Running::Draining && !more && !is_pipe {
+            if self.running == Running::Draining && !more && !is_pipe && !self.owes() {
                 leave(core, front);
             }
         }
@@ -954,6 +956,9 @@ impl<S: Side> Bridge<S> {
                 core.touch(front);
             }
         }
+        if exchange.lane == Lane::Aside {
+            self.owes_less(core);
+        }
         self.exchanges.recycle(exchange);
     }
 
@@ -991,7 +996,11 @@ impl<S: Side> Bridge<S> {
         let most = core.config.limits.tries;
         let (reached, heard) = self.drop_back(core, id);
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
-        let unanswered = core.peer(exchange.front).is_some_and(|front| front.conn.can_respond());
+        let waits = exchange.lane == Lane::InLine;
+        let unanswered = core.peer(exchange.front).is_some_and(|front| {
+            // What is said there before its turn is somebody else's answer.
+            waits && front.seat != Seat::Exchange(id) || front.conn.can_respond()
+        });
         let answer = self.side.fault(exchange, &fault);
         if let BackFault::Late(Wait::Silence) = fault {
             self.side.back_silent(core, exchange);
@@ -1268,7 +1277,9 @@ impl<S: Side> App for Bridge<S> {
         }
         self.side.stop(core, &mut self.orders);
         let is_busy = |peer: &Peer| matches!(peer.seat, Seat::Exchange(_)) && peer.conn.can_respond();
-        let busy: Vec<Token> = core.peers().filter(|(_, peer)| is_busy(peer)).map(|(token, _)| token).collect();
+        let owes = self.owes();
+        let goes = |peer: &Peer| is_busy(peer) && !(owes && peer.conn.is_link());
+        let busy: Vec<Token> = core.peers().filter(|(_, peer)| goes(peer)).map(|(token, _)| token).collect();
         for token in busy {
             // Where the answer has begun, it did not say that it is the last one: the connection may be used again.
             if let Some(peer) = core.tell(token) {
@@ -1337,10 +1348,11 @@ impl<S: Side> Bridge<S> {
         self.running = Running::Draining;
         self.side.drain(core, &mut self.orders);
         // While the door is open, one that was told nothing yet may be there to bring an answer.
-        let open = self.side.keeps_its_door_open();
-        let is_idle = |(token, peer): &(Token, &Peer)| {
-            peer.seat == Seat::Front && !self.side.is_kept(*token) && !(open && peer.written == 0)
+        let (open, owes) = (self.side.keeps_its_door_open(), self.owes());
+        let stays = |token: Token, peer: &Peer| {
+            self.side.is_kept(token) || open && peer.written == 0 || owes && peer.conn.is_link()
         };
+        let is_idle = |(token, peer): &(Token, &Peer)| peer.seat == Seat::Front && !stays(*token, peer);
         let idle: Vec<Token> = core.peers().filter(is_idle).map(|(token, _)| token).collect();
         for token in idle {
             leave(core, token);
@@ -1396,6 +1408,11 @@ enum Heard {
     Offer,
     Other,
     Error(Error),
+}
+
+/// Whether others in its line wait for what this front waits for.
+fn is_for_turn(front: &Peer) -> bool {
+    matches!(front.wait, Some((_, Wait::Turn)))
 }
 
 /// The end of a request without a body takes no bytes: it is there with the head, and is taken before the request is answered.

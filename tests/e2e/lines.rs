@@ -1,11 +1,18 @@
 //! Several requests on one link (`docs/links.md`): each visitor has its own answer, nobody waits for somebody else's slow one, and
 //! the upstream is asked once.
 
+use std::collections::HashSet;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
 use std::time::Duration;
 
-use crate::support::Relay;
-use crate::support::link::{PONG, aside, link, link_lines};
+use crate::support::link::{PONG, SWITCH_LINES, aside, link, link_lines};
+use crate::support::random::Random;
+use crate::support::upstream::{After, Asked, Upstream};
 use crate::support::wire::{Head, Message, Wire, get, ok, post};
+use crate::support::{Agent, Program, Relay, agent_command, eventually, locked};
 
 /// Agents of bare bytes.
 const ONE: u64 = 0x0123_4567_89ab_cdef;
@@ -477,4 +484,623 @@ fn a_relay_that_goes_still_asks_for_what_waits_to_be_asked_for() {
     link.send(ok("answer 1"));
     each_has_its_own(&mut visitors);
     assert_eq!(relay.program.exit_code(), 0);
+}
+
+/// An upstream that answers with the target; of those that begin with `/slow`, when it is told to.
+struct Slow {
+    upstream: Upstream,
+    gate: Arc<Gate>,
+}
+
+#[derive(Default)]
+struct Gate {
+    open: Mutex<HashSet<String>>,
+    news: Condvar,
+    answered: Mutex<Vec<String>>,
+}
+
+impl Gate {
+    fn open(&self, target: &str) {
+        locked(&self.open).insert(target.to_owned());
+        self.news.notify_all();
+    }
+
+    fn wait(&self, target: &str) {
+        let open = locked(&self.open);
+        drop(self.news.wait_while(open, |open| !open.contains(target)));
+    }
+}
+
+impl Slow {
+    fn start() -> Slow {
+        Slow::start_with(|_, _| false)
+    }
+
+    /// One that does with some requests what `does` says.
+    fn start_with(does: impl Fn(&mut Asked<'_>, &Gate) -> bool + Send + Sync + 'static) -> Slow {
+        let gate = Arc::new(Gate::default());
+        let told = Arc::clone(&gate);
+        let upstream = Upstream::start(move |asked| {
+            asked.body();
+            if does(asked, &told) {
+                return After::Close;
+            }
+            let target = asked.head.target().to_owned();
+            if target.starts_with("/slow") {
+                told.wait(&target);
+            }
+            let sent = asked.wire.try_send(ok(&target));
+            locked(&told.answered).push(target);
+            if sent.is_ok() { After::Keep } else { After::Close }
+        });
+        Slow { upstream, gate }
+    }
+
+    fn let_go(&self, target: &str) {
+        self.gate.open(target);
+    }
+
+    /// How often this was asked for.
+    fn asked(&self, target: &str) -> usize {
+        self.upstream.requests().iter().filter(|head| head.target() == target).count()
+    }
+
+    fn wait_for_asked(&self, target: &str) {
+        eventually("a request at the upstream", || (self.asked(target) > 0).then_some(()));
+    }
+
+    fn wait_for_answered(&self, target: &str) {
+        let answered = || locked(&self.gate.answered).iter().any(|answered| answered == target).then_some(());
+        eventually("an answer of the upstream", answered);
+    }
+}
+
+/// A relay of bare bytes, and an agent that dials it.
+struct ByHand {
+    listener: TcpListener,
+    agent: Program,
+}
+
+fn by_hand(upstream: &Upstream, args: &[&str]) -> ByHand {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let via = format!("http://{}", listener.local_addr().unwrap());
+    let mut command = agent_command(&[&upstream.address(), "--via", &via, "--links", "2..4", "-v"]);
+    let agent = Program::start(command.args(args));
+    ByHand { listener, agent }
+}
+
+impl ByHand {
+    /// The agent's next connection, turned.
+    fn link(&self) -> Wire {
+        let mut wire = Wire::new(self.listener.accept().unwrap().0);
+        assert_eq!(wire.request_head().unwrap().unwrap().0.start, "POST / HTTP/1.1");
+        wire.send(SWITCH_LINES);
+        wire
+    }
+}
+
+/// A request that others may follow, and that may follow others.
+fn in_line(method: &str, target: &str) -> String {
+    format!("{method} {target} HTTP/1.1\r\nHost: demo\r\nPtth-Accept: aside\r\n\r\n")
+}
+
+/// Reads that the next answer was set aside, and by what name.
+fn was_set_aside(link: &mut Wire) -> String {
+    let head = link.any_response_head("GET");
+    assert_eq!(head.status(), 102, "{}", head.text);
+    let name = head.get("Ptth-Aside").unwrap_or_else(|| panic!("not set aside: {}", head.text));
+    name.to_owned()
+}
+
+/// A request for an answer that was set aside.
+fn again(target: &str, name: &str) -> String {
+    format!("GET {target} HTTP/1.1\r\nHost: demo\r\nPtth-Aside: {name}\r\n\r\n")
+}
+
+/// Reads an answer, which says what it is the answer to.
+fn answer_to(link: &mut Wire, target: &str) {
+    let answer = link.response("GET");
+    assert_eq!((answer.text().as_str(), answer.interim.len()), (target, 0));
+}
+
+#[test]
+fn requests_of_one_write_run_at_once_and_are_answered_in_their_order() {
+    let slow = Slow::start();
+    let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
+    let mut link = relay.link();
+    // More than have room before the first is answered.
+    let targets: Vec<String> = (0..40).map(|n| if n == 0 { "/slow".into() } else { format!("/{n}") }).collect();
+    link.send(targets.iter().map(|target| in_line("GET", target)).collect::<String>());
+    slow.wait_for_answered("/31");
+    slow.let_go("/slow");
+    for target in &targets {
+        answer_to(&mut link, target);
+    }
+}
+
+#[test]
+fn a_slow_answer_is_set_aside_and_asked_for_once() {
+    let slow = Slow::start();
+    let relay = by_hand(&slow.upstream, &[]);
+    let (mut link, mut other) = (relay.link(), relay.link());
+    link.send(in_line("GET", "/slow") + &in_line("GET", "/1") + &in_line("GET", "/2"));
+    let name = was_set_aside(&mut link);
+    answer_to(&mut link, "/1");
+    answer_to(&mut link, "/2");
+    other.send(again("/slow", &name));
+    slow.let_go("/slow");
+    answer_to(&mut other, "/slow");
+    assert_eq!(slow.asked("/slow"), 1);
+    // Both are links like any other.
+    for link in [&mut link, &mut other] {
+        link.send(get("demo", "/3"));
+        answer_to(link, "/3");
+    }
+}
+
+#[test]
+fn who_comes_behind_does_not_prolong_the_wait_of_others() {
+    let slow = Slow::start();
+    let relay = by_hand(&slow.upstream, &["--timeout", "turn=300ms"]);
+    let mut link = relay.link();
+    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/2"));
+    slow.wait_for_answered("/2");
+    link.send(in_line("GET", "/slow/3"));
+    was_set_aside(&mut link);
+    answer_to(&mut link, "/2");
+    slow.let_go("/slow/3");
+    answer_to(&mut link, "/slow/3");
+}
+
+#[test]
+fn a_part_of_an_answer_is_none() {
+    let slow = Slow::start_with(|asked, gate| {
+        let part = match asked.head.target() {
+            "/slow/head" => "HTTP/1.1 200 OK\r\nContent-",
+            "/slow/body" => "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfi",
+            "/slow/chunk" => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nfine\r\n",
+            _ => return false,
+        };
+        asked.wire.send(part);
+        gate.wait("/slow");
+        true
+    });
+    for part in ["/slow/head", "/slow/body", "/slow/chunk"] {
+        let relay = by_hand(&slow.upstream, &[]);
+        let mut link = relay.link();
+        link.send(in_line("GET", part) + &in_line("GET", "/2"));
+        was_set_aside(&mut link);
+        answer_to(&mut link, "/2");
+    }
+    slow.let_go("/slow");
+}
+
+#[test]
+fn an_answer_that_comes_in_two_pieces_is_whole_with_the_second() {
+    let slow = Slow::start_with(|asked, gate| {
+        if asked.head.target() == "/pieces" {
+            asked.wire.send("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n");
+            locked(&gate.answered).push("head".into());
+            gate.wait("/slow");
+            asked.wire.send("/pieces");
+        }
+        asked.head.target() == "/pieces"
+    });
+    let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
+    let (mut link, mut other) = (relay.link(), relay.link());
+    link.send(in_line("GET", "/pieces") + &in_line("GET", "/2"));
+    slow.wait_for_answered("head");
+    // By then the agent has read the first.
+    other.send(get("demo", "/3"));
+    answer_to(&mut other, "/3");
+    slow.let_go("/slow");
+    answer_to(&mut link, "/pieces");
+    answer_to(&mut link, "/2");
+}
+
+#[test]
+fn a_long_answer_is_set_aside_and_comes_whole() {
+    let long = "x".repeat(20_000);
+    let body = long.clone();
+    let slow = Slow::start_with(move |asked, _| {
+        let is_long = asked.head.target() == "/long";
+        if is_long {
+            asked.wire.send(ok(&body));
+        }
+        is_long
+    });
+    let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
+    let (mut link, mut other) = (relay.link(), relay.link());
+    link.send(in_line("GET", "/1") + &in_line("GET", "/long") + &in_line("GET", "/3"));
+    answer_to(&mut link, "/1");
+    let name = was_set_aside(&mut link);
+    answer_to(&mut link, "/3");
+    other.send(again("/long", &name));
+    assert_eq!(other.response("GET").text(), long);
+    assert_eq!(slow.asked("/long"), 1);
+}
+
+#[test]
+fn an_answer_that_goes_on_is_set_aside_and_comes_as_it_is_made() {
+    let slow = Slow::start_with(|asked, gate| {
+        let goes_on = asked.head.target() == "/events";
+        if goes_on {
+            asked.wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n");
+            gate.wait("/slow");
+            asked.wire.send("3\r\ntwo\r\n0\r\n\r\n");
+        }
+        goes_on
+    });
+    let relay = by_hand(&slow.upstream, &[]);
+    let (mut link, mut other) = (relay.link(), relay.link());
+    // Although nobody waits behind it: somebody may at any time.
+    link.send(in_line("GET", "/events"));
+    let name = was_set_aside(&mut link);
+    other.send(again("/events", &name));
+    assert_eq!(other.response_head("GET").unwrap().0.status(), 200);
+    assert_eq!(other.body(3), b"one");
+    slow.let_go("/slow");
+    assert_eq!(other.body(3), b"two");
+}
+
+#[test]
+fn an_answer_that_nobody_asks_for_is_given_up() {
+    let slow = Slow::start_with(|asked, gate| {
+        let waits = asked.head.target() == "/slow";
+        if waits {
+            asked.wire.expect_end();
+            locked(&gate.answered).push("end".into());
+        }
+        waits
+    });
+    let relay = by_hand(&slow.upstream, &["--timeout", "aside=100ms"]);
+    let mut link = relay.link();
+    link.send(in_line("GET", "/slow") + &in_line("GET", "/1"));
+    was_set_aside(&mut link);
+    answer_to(&mut link, "/1");
+    slow.wait_for_answered("end");
+}
+
+#[test]
+fn a_name_that_is_none_or_of_something_else_is_asked_like_any_other() {
+    let slow = Slow::start();
+    let relay = by_hand(&slow.upstream, &[]);
+    let (mut link, mut other) = (relay.link(), relay.link());
+    link.send(in_line("GET", "/slow") + &in_line("GET", "/1"));
+    let name = was_set_aside(&mut link);
+    answer_to(&mut link, "/1");
+    let stranger = format!("{:016x}{}", 1, &name[16..]);
+    for (target, name) in [("/2", name.as_str()), ("/3", &stranger), ("/4", "nonsense"), ("/5", &name[..17])] {
+        other.send(again(target, name));
+        answer_to(&mut other, target);
+    }
+    slow.let_go("/slow");
+    for _ in 0..2 {
+        // The second time it is nobody's name any more.
+        other.send(again("/slow", &name));
+        answer_to(&mut other, "/slow");
+    }
+    assert_eq!(slow.asked("/slow"), 2);
+}
+
+#[test]
+fn what_was_set_aside_is_not_found_behind_others() {
+    let slow = Slow::start();
+    let relay = by_hand(&slow.upstream, &[]);
+    let mut link = relay.link();
+    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/2"));
+    let name = was_set_aside(&mut link);
+    answer_to(&mut link, "/2");
+    link.send(in_line("GET", "/slow/3"));
+    slow.wait_for_asked("/slow/3");
+    link.send(format!("GET /slow/1 HTTP/1.1\r\nHost: demo\r\nPtth-Accept: aside\r\nPtth-Aside: {name}\r\n\r\n"));
+    eventually("both to be asked", || (slow.asked("/slow/1") == 2).then_some(()));
+    slow.let_go("/slow/3");
+    answer_to(&mut link, "/slow/3");
+    slow.let_go("/slow/1");
+    answer_to(&mut link, "/slow/1");
+}
+
+#[test]
+fn answers_of_our_own_have_their_turn() {
+    let slow = Slow::start_with(|asked, _| asked.head.target() == "/close");
+    let relay = by_hand(&slow.upstream, &[]);
+    let mut link = relay.link();
+    link.send(["/1", "/close", "/3", "/close"].map(|target| in_line("GET", target)).concat());
+    for (target, code) in
+        [("/1", None), ("/close", Some("upstream-lost")), ("/3", None), ("/close", Some("upstream-lost"))]
+    {
+        match code {
+            None => answer_to(&mut link, target),
+            Some(code) => assert_eq!(link.response("GET").code(), code),
+        }
+    }
+    drop(slow);
+    link.send(["/1", "/2"].map(|target| in_line("GET", target)).concat());
+    for _ in 0..2 {
+        assert_eq!(link.response("GET").code(), "upstream-refused");
+    }
+}
+
+#[test]
+fn upstreams_answer_in_many_ways_in_a_line() {
+    let slow = Slow::start_with(|asked, _| {
+        let (answer, closes) = match asked.head.target() {
+            "/head" => ("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", false),
+            "/304" => ("HTTP/1.1 304 Not Modified\r\nContent-Length: 1000000\r\n\r\n", false),
+            "/chunked" => (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n/chu\r\n4\r\nnked\r\n0\r\nX-Trailer: y\r\n\r\n",
+                false,
+            ),
+            "/until-close" => ("HTTP/1.1 200 OK\r\n\r\n/until-close", true),
+            "/early" => ("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", false),
+            "/garbage" => ("nonsense\r\n\r\n", true),
+            _ => return false,
+        };
+        asked.wire.send(answer);
+        if !closes {
+            asked.wire.expect_end();
+        }
+        true
+    });
+    let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
+    let mut link = relay.link();
+    link.send(
+        ["/chunked", "/until-close", "/304", "/early", "/garbage", "/last"]
+            .map(|target| in_line("GET", target))
+            .concat()
+            + &in_line("HEAD", "/head")
+            + &in_line("GET", "/end"),
+    );
+    answer_to(&mut link, "/chunked");
+    answer_to(&mut link, "/until-close");
+    assert_eq!(link.response("GET").status(), 304);
+    let early = link.response("GET");
+    assert_eq!((early.status(), early.interim.len()), (204, 1));
+    assert_eq!(link.response("GET").code(), "upstream-protocol");
+    answer_to(&mut link, "/last");
+    assert_eq!(link.response("HEAD").head.get("Content-Length"), Some("1000000"));
+    answer_to(&mut link, "/end");
+}
+
+#[test]
+fn what_may_not_stand_behind_others_waits_until_they_are_answered() {
+    for behind in [
+        "POST /order HTTP/1.1\r\nHost: demo\r\nPtth-Accept: aside\r\nContent-Length: 0\r\n\r\n",
+        "POST /order HTTP/1.1\r\nHost: demo\r\nPtth-Accept: aside\r\n\r\n",
+        "GET /order HTTP/1.1\r\nHost: demo\r\nPtth-Accept: aside\r\nContent-Length: 3\r\n\r\nabc",
+        "GET /order HTTP/1.1\r\nHost: demo\r\n\r\n",
+        "GET /order HTTP/1.0\r\nHost: demo\r\nPtth-Accept: aside\r\n\r\n",
+    ] {
+        let slow = Slow::start();
+        let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
+        let (mut link, mut other) = (relay.link(), relay.link());
+        link.send(in_line("GET", "/slow/1") + &in_line("GET", "/slow/2") + behind);
+        slow.wait_for_asked("/slow/2");
+        other.send(get("demo", "/3"));
+        answer_to(&mut other, "/3");
+        assert_eq!(slow.asked("/order"), 0, "{behind}");
+        slow.let_go("/slow/1");
+        slow.let_go("/slow/2");
+        for target in ["/slow/1", "/slow/2", "/order"] {
+            answer_to(&mut link, target);
+        }
+    }
+}
+
+#[test]
+fn what_is_no_request_ends_a_link_with_all_that_stand_on_it() {
+    let slow = Slow::start();
+    let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
+    let mut link = relay.link();
+    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/slow/2") + "nonsense\r\n\r\n");
+    link.expect_end();
+    relay.agent.log.wait_for("a link is closed: the relay");
+    slow.let_go("/slow/1");
+    slow.let_go("/slow/2");
+}
+
+#[test]
+fn an_agent_that_goes_sets_nothing_aside() {
+    let slow = Slow::start();
+    let mut relay = by_hand(&slow.upstream, &[]);
+    let mut link = relay.link();
+    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/slow/2"));
+    slow.wait_for_asked("/slow/2");
+    relay.agent.terminate();
+    relay.agent.log.wait_for("stopping");
+    slow.let_go("/slow/2");
+    slow.wait_for_answered("/slow/2");
+    // On what link could it be asked for?
+    assert!(link.silence(Duration::from_millis(50)));
+    slow.let_go("/slow/1");
+    answer_to(&mut link, "/slow/1");
+    let last = link.response("GET");
+    assert_eq!((last.text().as_str(), last.head.get("Connection")), ("/slow/2", Some("close")));
+    link.expect_end();
+    drop(relay.listener);
+    assert_eq!(relay.agent.exit_code(), 0);
+}
+
+#[test]
+fn an_agent_that_goes_gives_what_it_has_set_aside() {
+    let slow = Slow::start();
+    let mut relay = by_hand(&slow.upstream, &["--timeout", "aside=10m"]);
+    let (mut link, mut other) = (relay.link(), relay.link());
+    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/2"));
+    let name = was_set_aside(&mut link);
+    answer_to(&mut link, "/2");
+    relay.agent.terminate();
+    relay.agent.log.wait_for("stopping");
+    assert!(other.silence(Duration::from_millis(50)));
+    other.send(again("/slow/1", &name));
+    slow.let_go("/slow/1");
+    let answer = other.response("GET");
+    assert_eq!((answer.text().as_str(), answer.head.get("Connection")), ("/slow/1", Some("close")));
+    other.expect_end();
+    // Nothing holds the other one any more.
+    assert_eq!(link.any_response_head("GET").get("Connection"), Some("close"));
+    link.shut();
+    drop(relay.listener);
+    assert_eq!(relay.agent.exit_code(), 0);
+    assert_eq!(slow.asked("/slow/1"), 1);
+}
+
+/// Visitors of the mixed load, and how often each asks.
+const VISITORS: usize = 64;
+const ASKED: usize = 60;
+
+/// What a visitor of the mixed load does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Small,
+    Head,
+    Large,
+    /// Its answer comes when others have theirs.
+    Slow,
+    /// Of its answer the second half is made when the visitor has the first.
+    Streaming,
+    Post,
+    /// It does not wait for the answer.
+    Leaving,
+}
+
+impl Kind {
+    fn random(random: &mut Random) -> Kind {
+        match random.below(100) {
+            0 => Kind::Large,
+            1 => Kind::Slow,
+            2 => Kind::Streaming,
+            3..8 => Kind::Post,
+            8..10 => Kind::Leaving,
+            10..20 => Kind::Head,
+            _ => Kind::Small,
+        }
+    }
+
+    fn target(self, number: usize) -> String {
+        format!("/{self:?}/{number}")
+    }
+}
+
+/// What upstreams and visitors of the mixed load know of each other.
+#[derive(Default)]
+struct Mixed {
+    answered: AtomicUsize,
+    /// A visitor has gone home: there may be nobody to wait for.
+    is_closing: AtomicBool,
+    gate: Gate,
+}
+
+impl Mixed {
+    fn serve(&self, asked: &mut Asked<'_>) -> After {
+        let Some(body) = asked.body() else { return After::Close };
+        let target = asked.head.target().to_owned();
+        let before = self.answered.fetch_add(1, Ordering::Relaxed);
+        let answer = match target.split('/').nth(1) {
+            Some("Head") => format!("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\nX-Target: {target}\r\n\r\n"),
+            Some("Large") => ok(&(target.clone() + &"x".repeat(100_000))),
+            Some("Slow") => {
+                let others = || self.answered.load(Ordering::Relaxed) > before + 30;
+                eventually("others", || (others() || self.is_closing.load(Ordering::Relaxed)).then_some(()));
+                ok(&target)
+            }
+            Some("Streaming") => {
+                let _ = asked.wire.try_send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n");
+                self.gate.wait(&target);
+                format!("{:x}\r\n{target}\r\n0\r\n\r\n", target.len())
+            }
+            _ => ok(&(target.clone() + &String::from_utf8_lossy(&body))),
+        };
+        if asked.wire.try_send(answer).is_ok() { After::Keep } else { After::Close }
+    }
+
+    fn visit(&self, visitor: &mut Wire, kind: Kind, target: &str) {
+        let asked = get("demo", target);
+        match kind {
+            Kind::Head => {
+                let answer = visitor.send(asked.replace("GET", "HEAD")).response("HEAD");
+                assert_eq!(answer.head.get("X-Target"), Some(target));
+            }
+            Kind::Post => {
+                let answer = visitor.send(post("demo", target, "an order")).response("POST");
+                assert_eq!(answer.text(), format!("{target}an order"));
+            }
+            Kind::Streaming => {
+                assert_eq!(visitor.send(asked).response_head("GET").unwrap().0.status(), 200);
+                assert_eq!(visitor.body(5), b"begun");
+                self.gate.open(target);
+                assert_eq!(visitor.body(target.len()), target.as_bytes());
+                visitor.rest(&mut Vec::new()).unwrap();
+            }
+            Kind::Small | Kind::Large | Kind::Slow => {
+                let answer = visitor.send(asked).response("GET");
+                assert!(answer.text().starts_with(target), "{target}: {}", answer.text());
+            }
+            Kind::Leaving => drop(visitor.send(asked)),
+        }
+    }
+}
+
+fn a_mixed_load(agents: usize, flags: &[&str]) {
+    let seed = Random::seed();
+    eprintln!("PTTH_TEST_SEED={seed}");
+    let mut random = Random::seeded(seed);
+    let mixed = Arc::new(Mixed::default());
+    let upstreams: Vec<Upstream> = (0..agents)
+        .map(|_| {
+            let mixed = Arc::clone(&mixed);
+            Upstream::start(move |asked| mixed.serve(asked))
+        })
+        .collect();
+    let relay = Relay::start(&[&["--timeout", "link=60s"], flags].concat());
+    let start = |upstream: &Upstream| Agent::start(&relay, "demo", &upstream.address(), &["-v"]);
+    let agents: Vec<Agent> = upstreams.iter().map(start).collect();
+    let visitors: Vec<_> = (0..VISITORS)
+        .map(|number| {
+            let kinds: Vec<Kind> = (0..ASKED).map(|_| Kind::random(&mut random)).collect();
+            let (mixed, port) = (Arc::clone(&mixed), relay.port);
+            thread::spawn(move || {
+                let mut visitor = Wire::connect(port);
+                for (at, kind) in kinds.iter().enumerate() {
+                    mixed.visit(&mut visitor, *kind, &kind.target(number * ASKED + at));
+                    if *kind == Kind::Leaving {
+                        visitor = Wire::connect(port);
+                    }
+                }
+                mixed.is_closing.store(true, Ordering::Relaxed);
+                kinds
+            })
+        })
+        .collect();
+    let kinds: Vec<Kind> = visitors.into_iter().flat_map(|visitor| visitor.join().unwrap()).collect();
+
+    let mut asked: Vec<String> = Vec::new();
+    for upstream in &upstreams {
+        asked.extend(upstream.requests().iter().map(|head| head.target().to_owned()));
+    }
+    for (number, kind) in kinds.into_iter().enumerate() {
+        let times = asked.iter().filter(|target| **target == kind.target(number)).count();
+        assert!(times == 1 || times == 0 && kind == Kind::Leaving, "{}: {times} times", kind.target(number));
+    }
+    // Or it was not what it is to show.
+    assert!(agents.iter().any(|agent| agent.log().count("its answer was set aside") > 0));
+    for agent in &agents {
+        assert_eq!(agent.log().count("warning"), 0);
+    }
+}
+
+#[test]
+fn each_of_many_has_its_own_answer_and_the_upstream_is_asked_once() {
+    a_mixed_load(1, &[]);
+}
+
+#[test]
+fn each_of_many_has_its_own_answer_from_one_of_two_agents() {
+    a_mixed_load(2, &[]);
+}
+
+#[test]
+fn each_of_many_has_its_own_answer_through_several_workers() {
+    a_mixed_load(2, &["--workers", "2"]);
 }
