@@ -673,10 +673,11 @@ impl Conn {
         Ok(())
     }
 
-    /// Whether [`Conn::send_hint`] can be called now: an answer is to come first, to a whole request.
+    /// Whether [`Conn::send_hint`] can be called now: an answer is to come first, to a whole request, and behind it there is HTTP still.
     pub fn can_hint(&self) -> bool {
         matches!(&self.state, State::Link(http) if http.role == Role::Client
             && http.profile == Profile::Pipelining
+            && http.asked != Asked::Connect
             && http.exchange.is_kept()
             && http.exchange.phase(Role::Client) == Phase::Done
             && http.behind.count < MOST_BEHIND)
@@ -1193,6 +1194,7 @@ impl Http {
     fn takes_more(&self) -> bool {
         self.role == Role::Server
             && self.profile == Profile::Pipelining
+            && self.asked != Asked::Connect
             && self.theirs() == Phase::Done
             && self.behind.count < MOST_BEHIND
             && self.behind.state != Follow::NoMore

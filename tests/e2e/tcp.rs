@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::link::{SWITCH, link};
+use crate::support::link::{SWITCH, link, link_lines};
 use crate::support::random::Random;
 use crate::support::wire::{Wire, get, serve};
 use crate::support::{Agent, Program, Relay, agent_command, eventually, free_port, relay_command};
@@ -249,6 +249,26 @@ fn an_agent_by_hand_hears_a_connect_without_a_byte_behind_it() {
     relay.log().wait_for("was refused with 404 (-)");
     drop(client);
     agent.expect_end();
+}
+
+#[test]
+fn behind_a_connect_nothing_is_said_but_bytes() {
+    // A relay of ours tells an agent of ours on a busy link that others wait: behind a CONNECT that would be the client's own words.
+    let (relay, port) = relay(&["--workers", "1"]);
+    let mut link = link_lines(&relay, "demo", 7);
+    let mut first = Wire::connect(port);
+    assert_eq!(link.request().head.method(), "CONNECT");
+    let _second = Wire::connect(port);
+    let mut other = relay.visitor();
+    other.send(get("demo", "/"));
+    link.send("HTTP/1.1 200 OK\r\n\r\n");
+    first.send("hello");
+    assert_eq!(link.raw(5), b"hello");
+    // The others have what they were waiting for.
+    let mut more = [link_lines(&relay, "demo", 7), link_lines(&relay, "demo", 7)];
+    let mut asked: Vec<String> = more.iter_mut().map(|link| link.request().head.method().to_owned()).collect();
+    asked.sort();
+    assert_eq!(asked, ["CONNECT", "GET"]);
 }
 
 #[test]
