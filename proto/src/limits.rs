@@ -230,8 +230,8 @@ named_numbers! {
         backoff = "backoff", Duration::from_millis(500), "the first wait after a failed dial";
         /// The longest wait between two dials.
         backoff_max = "backoff-max", Duration::from_secs(30), "the longest wait between dials";
-        /// An answer that is there, behind one that is not, on a link with several requests: then that one is set aside. Answers to
-        /// requests that came together differ by less, where nothing is slow.
+        /// An answer that is there, behind one that is not, on a link with several requests; or a part of an answer: then the one that
+        /// is not, or not whole, is set aside. Answers to requests that came together differ by less, where nothing is slow.
         turn = "turn", Duration::from_millis(5), "an answer behind another one on a link";
         /// An answer that was set aside, for the relay to ask for it on a link of its own: as long as a request waits for one.
         aside = "aside", Duration::from_secs(10), "an answer set aside, for the relay to ask for it";
