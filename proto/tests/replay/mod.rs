@@ -28,6 +28,9 @@ pub(crate) enum Move {
     Accept,
     Switch { head: Box<Head> },
     Request { head: Box<Head>, body: Body },
+    /// A request behind others.
+    Behind { head: Box<Head> },
+    Aside { head: Box<Head> },
     Informational { head: Box<Head> },
     Alive,
     Leave,
@@ -81,6 +84,8 @@ pub(crate) struct End {
     pub(crate) error: Option<Error>,
     /// The request under way offers to switch protocols.
     offers: bool,
+    /// Others may follow the request that is being said.
+    leads: bool,
 }
 
 impl End {
@@ -101,6 +106,7 @@ impl End {
             fields: Vec::new(),
             error: None,
             offers: false,
+            leads: false,
         }
     }
 
@@ -128,8 +134,25 @@ impl End {
             self.input.drain(..used);
             match said {
                 Some(said) => return Some(self.note(said)),
-                None if used == 0 => return None,
+                None if used == 0 => return self.hear_behind(),
                 None => {}
+            }
+        }
+    }
+
+    /// Reads a request that stands behind those under way.
+    fn hear_behind(&mut self) -> Option<Move> {
+        match self.conn.recv_ahead(&self.input, &mut self.head, &self.config) {
+            Ok((_, false)) => None,
+            Ok((used, true)) => {
+                self.input.drain(..used);
+                let line = [b"behind ", self.head.method(), b" ", self.head.target()].concat();
+                let said = Move::Behind { head: Box::new(self.head.clone()) };
+                Some(self.note((line, Some(list(&self.head.fields)), said)))
+            }
+            Err(error) => {
+                self.error = Some(error);
+                None
             }
         }
     }
@@ -184,8 +207,7 @@ impl End {
                 let host = head.fields.first(Name::Host).unwrap_or_default();
                 let more = |writer: &mut FieldWriter<'_>| {
                     head.fields.end_to_end().filter(|f| f.known != Name::Host).for_each(|f| writer.copy(f));
-                    // It speaks of this hop, as the offer itself does.
-                    head.fields.iter().filter(|f| f.known == Name::PtthAccept).for_each(|f| writer.copy(f));
+                    copy_ours(head, writer);
                 };
                 conn.send_offer(now, out, (head.target(), host), *token, more)
             }
@@ -198,8 +220,10 @@ impl End {
                 let start = (head.method(), head.target());
                 let framing = if *body == Body::None { Framing::Empty } else { Framing::Chunked };
                 self.offers = offered(head, framing).next().is_some();
+                self.leads = is_one_of_several(head);
                 let done = conn.send_request(now, out, start, *body, |writer| {
                     copy(head, writer);
+                    copy_ours(head, writer);
                     if self.offers {
                         writer.field("Connection", "Upgrade");
                         head.fields.all(Name::Upgrade).for_each(|token| writer.field("Upgrade", token));
@@ -209,6 +233,16 @@ impl End {
                     conn.do_not_keep();
                 }
                 done
+            }
+            Move::Behind { head } if is_one_of_several(head) => {
+                conn.send_ahead(out, (head.method(), head.target()), |writer| {
+                    copy(head, writer);
+                    copy_ours(head, writer);
+                })
+            }
+            Move::Behind { head } => conn.send_hint(out, |writer| copy_ours(head, writer)),
+            Move::Aside { head } => {
+                conn.send_aside(now, out, head.fields.first(Name::PtthAside).unwrap_or_default())
             }
             Move::Informational { head } => {
                 conn.send_informational(out, (head.status(), head.reason()), |writer| copy(head, writer))
@@ -229,6 +263,9 @@ impl End {
                 let done = conn.send_end(now, trailers.as_deref(), out);
                 if conn.role() == Some(Role::Client) && std::mem::take(&mut self.offers) {
                     let _ = conn.offer_switch();
+                }
+                if conn.role() == Some(Role::Client) && std::mem::take(&mut self.leads) {
+                    let _ = conn.open_line();
                 }
                 done
             }
@@ -256,6 +293,16 @@ impl End {
 
 fn copy(head: &Head, writer: &mut FieldWriter<'_>) {
     head.fields.end_to_end().for_each(|field| writer.copy(field));
+}
+
+/// Fields of our own, which speak of this hop as the offer itself does.
+fn copy_ours(head: &Head, writer: &mut FieldWriter<'_>) {
+    let ours = |name| matches!(name, Name::PtthAccept | Name::PtthAside);
+    head.fields.iter().filter(|field| ours(field.known)).for_each(|field| writer.copy(field));
+}
+
+fn is_one_of_several(head: &Head) -> bool {
+    head.fields.lists(Name::PtthAccept, b"aside")
 }
 
 fn is_kept(head: &Head) -> bool {
@@ -286,7 +333,7 @@ fn describe(
             (format!("informational {}", head.status()).into_bytes(), fields, Move::Informational { head: whole() })
         }
         Event::Alive => (b"alive".to_vec(), fields, Move::Alive),
-        Event::Aside => unreachable!("no transcript has several requests on a link"),
+        Event::Aside => (b"aside".to_vec(), fields, Move::Aside { head: whole() }),
         Event::Leaving => (b"leaving".to_vec(), fields, Move::Leave),
         Event::Response(framing) => {
             // A response to HEAD says how long the body would have been.
