@@ -673,7 +673,8 @@ impl Conn {
         Ok(())
     }
 
-    /// Whether [`Conn::send_hint`] can be called now: an answer is to come first, to a whole request, and behind it there is HTTP still.
+    /// Whether [`Conn::send_hint`] can be called now: an answer is to come first, to a whole request that is no CONNECT, behind which
+    /// there may be no HTTP.
     pub fn can_hint(&self) -> bool {
         matches!(&self.state, State::Link(http) if http.role == Role::Client
             && http.profile == Profile::Pipelining

@@ -449,6 +449,20 @@ fn as_many_stand_on_a_link_as_may() {
 }
 
 #[test]
+fn nothing_is_said_behind_a_connect_whoever_waits() {
+    let relay = Relay::start(&["--tcp", "127.0.0.1:0=demo"]);
+    let line = relay.log().wait_for("tcp://127.0.0.1:");
+    let port = line.split("tcp://127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap();
+    let mut link = link_lines(&relay, "demo", ONE);
+    let mut service = Wire::connect(port);
+    assert_eq!(link.request().head.method(), "CONNECT");
+    let _waiting = visitors(&relay, &gets(2));
+    service.send("hello");
+    link.send("HTTP/1.1 200 OK\r\n\r\n");
+    assert_eq!(link.raw(5).escape_ascii().to_string(), "hello");
+}
+
+#[test]
 fn a_relay_that_goes_asks_for_what_was_set_aside() {
     let mut relay = Relay::start(&["--timeout", "farewell=50ms"]);
     let mut link = trusted(&relay, ONE);
