@@ -14,7 +14,7 @@ use ptth_proto::wire::head::Head;
 use crate::sound;
 
 /// How many calls and deliveries there are.
-pub(crate) const OPERATIONS: u8 = 17;
+pub(crate) const OPERATIONS: u8 = 20;
 
 struct Peer {
     conn: Conn,
@@ -95,10 +95,10 @@ pub fn conn_ops(data: &[u8]) {
         };
         match what % OPERATIONS {
             0 => {
-                let ours = |writer: &mut ptth_proto::wire::head::FieldWriter<'_>| {
-                    if arg & 1 == 1 {
-                        writer.field("Ptth-Accept", "ping");
-                    }
+                let ours = |writer: &mut ptth_proto::wire::head::FieldWriter<'_>| match arg & 3 {
+                    0 => {}
+                    1 => writer.field("Ptth-Accept", "ping"),
+                    _ => writer.field("Ptth-Accept", "ping, pipeline"),
                 };
                 let done = peer.conn.send_offer(now, out, (b"/", b"a.example"), Token::PTTH_1_0, ours);
                 peer.says(before, done, b"offer");
@@ -115,8 +115,12 @@ pub fn conn_ops(data: &[u8]) {
                 let target: &[u8] = if method == b"CONNECT" { b"a.example:443" } else { b"/" };
                 // Whoever closes behind this exchange has nothing to go on with.
                 let offers = length == Some(0) && arg & 0xf0 == 0xe0 && peer.conn.is_kept();
+                let leads = body == Body::None && matches!(method, b"GET" | b"HEAD") && !offers;
                 let done = peer.conn.send_request(now, out, (method, target), body, |writer| {
                     writer.field("Host", "a.example");
+                    if leads {
+                        writer.field("Ptth-Accept", "aside");
+                    }
                     if offers {
                         writer.field("Connection", "Upgrade");
                         writer.field("Upgrade", "websocket");
@@ -126,6 +130,7 @@ pub fn conn_ops(data: &[u8]) {
                     peer.left = length;
                     peer.end_if_whole(now);
                     assert!(!offers || peer.conn.offer_switch().is_ok());
+                    assert!(!leads || peer.conn.open_line().is_ok() == peer.conn.has_room_behind());
                 }
             }
             3 => {
@@ -200,6 +205,26 @@ pub fn conn_ops(data: &[u8]) {
                 let done = peer.conn.send_switch(now, out, |writer| writer.field("Upgrade", "websocket"));
                 peer.says(before, done, b"switched 101");
             }
+            16 => {
+                let method = [&b"GET"[..], b"HEAD"][usize::from(arg) % 2];
+                let done = peer.conn.send_ahead(out, (method, b"/"), |writer| {
+                    writer.field("Host", "a.example");
+                    writer.field("Ptth-Accept", "aside");
+                });
+                if peer.says(before, done, &[b"request ", method].concat()) {
+                    push(&mut peer.said, b"end");
+                }
+            }
+            17 => {
+                let done = peer.conn.send_hint(out, |_| {});
+                if peer.says(before, done, b"request OPTIONS") {
+                    push(&mut peer.said, b"end");
+                }
+            }
+            18 => {
+                let done = peer.conn.send_aside(now, out, b"0123456789abcdef-1");
+                peer.says(before, done, b"aside");
+            }
             // In a tunnel an end is heard once, and only where it was said.
             _ if peer.conn.is_tunnel() && (peer.conn.has_heard_all() || !has_ended(other)) => {}
             _ if arg > 250 && !peer.failed => {
@@ -238,7 +263,7 @@ fn hear(peer: &mut Peer, now: Instant, config: &Config, rash: bool) {
     while !peer.failed {
         let step = peer.conn.recv(now, &peer.input, &mut peer.head, config);
         let (used, event) = match step {
-            Ok((0, None)) => return,
+            Ok((0, None)) => return hear_behind(peer, config, rash),
             Ok((used, event)) => {
                 let offered = mem::take(&mut peer.offered);
                 match event {
@@ -255,6 +280,21 @@ fn hear(peer: &mut Peer, now: Instant, config: &Config, rash: bool) {
         };
         peer.input.drain(..used);
         note(peer, event, rash);
+    }
+}
+
+/// Requests behind those under way: each is whole at once.
+fn hear_behind(peer: &mut Peer, config: &Config, rash: bool) {
+    loop {
+        match peer.conn.recv_ahead(&peer.input, &mut peer.head, config) {
+            Ok((_, false)) => return,
+            Ok((used, true)) => {
+                peer.input.drain(..used);
+                push(&mut peer.heard, &[b"request ", peer.head.method()].concat());
+                push(&mut peer.heard, b"end");
+            }
+            Err(error) => return note(peer, Err(error), rash),
+        }
     }
 }
 

@@ -253,9 +253,9 @@ fn mutated(corpus: &[Vec<u8>], words: &[&[u8]], random: &mut Random) -> Vec<u8> 
 /// Operations that lead further than those by mere chance: often what was said is also delivered.
 fn operations(random: &mut Random, length: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // Half of the time the connection is turned first.
+    // Half of the time the connection is turned first, whatever the two know of each other.
     if random.once_in(2) {
-        bytes.extend([0, 0, 8 << 1, 0, 1 << 1 | 1, 0, 8 << 1 | 1, 0]);
+        bytes.extend([0, random.below(4) as u8, 8 << 1, 0, 1 << 1 | 1, 0, 8 << 1 | 1, 0]);
     }
     for _ in 0..length {
         let side = random.below(2) as u8;

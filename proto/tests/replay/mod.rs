@@ -24,17 +24,34 @@ use crate::common::{Item, Side, Transcript, escape, push_event};
 /// What an end says, taken from what the other one understood.
 #[derive(Clone, Debug)]
 pub(crate) enum Move {
-    Offer { head: Box<Head>, token: Token },
+    Offer {
+        head: Box<Head>,
+        token: Token,
+    },
     Accept,
-    Switch { head: Box<Head> },
-    Request { head: Box<Head>, body: Body },
+    Switch {
+        head: Box<Head>,
+    },
+    Request {
+        head: Box<Head>,
+        body: Body,
+    },
     /// A request behind others.
-    Behind { head: Box<Head> },
-    Aside { head: Box<Head> },
-    Informational { head: Box<Head> },
+    Behind {
+        head: Box<Head>,
+    },
+    Aside {
+        head: Box<Head>,
+    },
+    Informational {
+        head: Box<Head>,
+    },
     Alive,
     Leave,
-    Response { head: Box<Head>, body: Body },
+    Response {
+        head: Box<Head>,
+        body: Body,
+    },
     Data(Vec<u8>),
     End(Option<Box<Fields>>),
     Close,
@@ -241,9 +258,7 @@ impl End {
                 })
             }
             Move::Behind { head } => conn.send_hint(out, |writer| copy_ours(head, writer)),
-            Move::Aside { head } => {
-                conn.send_aside(now, out, head.fields.first(Name::PtthAside).unwrap_or_default())
-            }
+            Move::Aside { head } => conn.send_aside(now, out, head.fields.first(Name::PtthAside).unwrap_or_default()),
             Move::Informational { head } => {
                 conn.send_informational(out, (head.status(), head.reason()), |writer| copy(head, writer))
             }
