@@ -55,11 +55,8 @@ impl Peer {
 
     fn pass_on(&mut self, to: &mut Peer, most: u64, now: Instant, pool: &mut Pool) -> usize {
         match to.output.pass(&self.transport, most, pool) {
-            None => self.taking = Taking::Pieces,
-            Some(Ok(0)) => {
-                self.eof = true;
-                self.readable = false;
-            }
+            // No end: an urgent byte in front of bytes that the end has come behind looks the same. A read tells.
+            None | Some(Ok(0)) => self.taking = Taking::Pieces,
             Some(Ok(n)) => return self.passed(to, n, most, now),
             Some(Err(error)) => match error.kind() {
                 // There is nothing, or a byte that is urgent: only a read steps over that, and finds out which it is.
