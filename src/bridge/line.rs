@@ -74,10 +74,11 @@ impl<S: Side> Bridge<S> {
         exchange.tries += 1;
         exchange.stage = Stage::Streaming;
         let front = exchange.front;
-        if let Some(front) = core.peer(front) {
-            front.wait = None;
+        let Some(front) = core.peer(front) else { return };
+        front.wait = None;
+        if front.has_hung_up() {
+            self.mark(id);
         }
-        self.mark(id);
     }
 
     /// The answer whose turn it was on this back has come, or won't: the next one's turn, or a rest.

@@ -605,12 +605,17 @@ impl<S: Side> Bridge<S> {
             }
         };
         let front = exchange.front;
+        // Where its answer is to come in turn, those behind it may be waiting for that already.
+        let may_carry = exchange.framing != Framing::Empty || exchange.lane == Lane::InLine;
         // What else it may wait for there concerns others.
         let is_its_own = |peer: &&mut Peer| peer.seat == Seat::Exchange(id) && !is_for_turn(peer);
         if let Some(front) = core.peer(front).filter(is_its_own) {
             front.wait = None;
         }
-        self.mark(id);
+        // Nothing is there yet of an answer. Its visitor may have gone before there was anybody to ask.
+        if may_carry || core.peer(front).is_some_and(|front| front.has_hung_up()) {
+            self.mark(id);
+        }
         if let Err(error) = sent {
             self.not_written(core, id, error);
         }
