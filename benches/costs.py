@@ -150,7 +150,8 @@ class Visitors:
 def tunnel(upstream, links, under, programs):
     """Relay and agent, each behind the command that `under` gives for its name. Gives the port and the processes."""
     port = free_port()
-    relay = [programs / "ptth-relay", "--listen", f"{HOST}:{port}"]
+    # One worker: which of several a visitor comes to is chance, and what each counts would differ from run to run.
+    relay = [programs / "ptth-relay", "--listen", f"{HOST}:{port}", "--workers", "1"]
     agent = [programs / "ptth-reverse", f"{HOST}:{upstream.port}", "--via", f"http://{HOST}:{port}"]
     agent += ["--name", "default", "--links", links]
     processes = {}
