@@ -281,7 +281,8 @@ fn readers_that_rest_hold_up_neither_each_other_nor_those_who_read() {
         let _ = asked.wire.try_send(&answer);
         After::Keep
     });
-    let relay = Relay::start(&[]);
+    // Neither is what this is about.
+    let relay = Relay::start(&["--timeout", "link=10m", "--timeout", "write=10m"]);
     let agent = Agent::start(&relay, "demo", &upstream.address(), &["--links", "2..100"]);
     let mut resting: Vec<Wire> = (0..RESTING).map(|_| relay.visitor()).collect();
     for visitor in &mut resting {
