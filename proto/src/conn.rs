@@ -985,7 +985,7 @@ impl Conn {
     pub fn do_not_keep(&mut self) {
         let idle = self.is_idle();
         let Some(http) = self.http_mut() else { return };
-        if http.behind.state != Follow::No {
+        if http.behind.state != Follow::No || http.behind.count > 0 {
             http.behind.state = Follow::NoMore;
         }
         if http.behind.count > 0 {

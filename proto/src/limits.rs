@@ -101,6 +101,9 @@ named_numbers! {
         /// Bytes of one tunnel's messages, from their first byte to their answer: those beyond get a 503 at once. Sixteen of the
         /// largest.
         queue = "queue", 16 * 1024 * 1024, "bytes of a tunnel's messages (503 beyond)";
+        /// Requests under way at an agent's upstream beyond which it takes no more that stand in lines, which wait then: each has a
+        /// connection of its own. Half as many as the process may have files open, where that is less.
+        upstream = "upstream", 1024, "requests at an agent's upstream before lines wait";
         /// Idle connections to the upstream that an agent keeps: a load that comes in waves finds those of the last one, and what is
         /// not needed goes after [`Deadlines::upstream_idle`]. nginx's documentation suggests 16 to 32 in `keepalive`, for pools that
         /// have no end of their own.

@@ -135,7 +135,8 @@ impl Links {
 
     /// So many requests wait at the relay.
     pub fn want(&mut self, requests: usize) {
-        self.wanted = requests.saturating_sub(self.idle + self.pending);
+        let room = self.size.most.saturating_sub(self.pending + self.standing());
+        self.wanted = requests.saturating_sub(self.idle + self.pending).min(room);
     }
 
     /// Whether as many are idle as are to be.
@@ -302,6 +303,8 @@ impl Links {
     /// Looks how many idle links were not needed since the last time. Those that rested all the while may go at once: hardly
     /// will a request meet their end. The others go behind an answer, where none can.
     pub fn shrink(&mut self, now: Instant, spare: Duration) {
+        // Who waited then has a link by now, or has left.
+        self.wanted = 0;
         let mut excess = self.fewest_idle.saturating_sub(self.size.spare);
         self.fewest_idle = self.idle;
         for link in self.links.iter_mut().flatten() {
@@ -364,6 +367,25 @@ mod tests {
         links.shrink(at(1), SECOND * 30);
         links.shrink(at(40), SECOND * 30);
         assert_eq!(all.iter().filter(|link| links.may_go(**link)).count(), 8);
+    }
+
+    #[test]
+    fn what_the_relay_wants_is_dialled_once_and_never_more_than_may_be() {
+        let mut links = Links::new(Size { spare: 1, most: 4 });
+        let all = dial(&mut links, at(0));
+        links.is_busy(all[0]);
+        links.want(50);
+        assert_eq!(dial(&mut links, at(0)).len(), 3);
+        links.want(50);
+        for link in
+            links.links.iter().enumerate().filter_map(|(at, link)| link.as_ref().map(|_| at)).collect::<Vec<_>>()
+        {
+            links.lost(link, at(100), SECOND);
+        }
+        links.want(3);
+        links.shrink(at(100), SECOND);
+        assert_eq!(dial(&mut links, at(100)).len(), 1);
+        assert_eq!(links.wanted(), Dial::Not);
     }
 
     #[test]

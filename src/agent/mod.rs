@@ -253,20 +253,24 @@ impl Agent {
     fn dial_offer(&mut self, core: &mut Core, link: usize, address: SocketAddr) -> io::Result<()> {
         let transport = Transport::dial(address)?;
         let token = core.add(transport, Remote::Ip(address), Conn::client(core.now), true)?;
-        let now = core.now;
+        let (now, limit) = (core.now, core.config.limits.pipeline);
         let Some(peer) = core.tell(token) else { return Ok(()) };
         peer.seat = Seat::Own;
         peer.key = link;
         let (path, authority) = (self.via.path.as_bytes(), self.via.authority.as_bytes());
         let offer = peer.conn.send_offer(now, peer.output.vec(), (path, authority), Offered::PTTH_1_0, |fields| {
             fields.field("User-Agent", AGENT);
+            let several = limit > 1;
             if self.dialect == Dialect::Auto {
                 // A relay that won't turn the connection, or doesn't see that it may, is to answer as if it were polled, and at
                 // once.
-                fields.field("Ptth-Accept", "comet, base64, ping, pipeline");
+                fields.field(
+                    "Ptth-Accept",
+                    if several { "comet, base64, ping, pipeline" } else { "comet, base64, ping" },
+                );
                 fields.field("Prefer", "wait=0");
             } else {
-                fields.field("Ptth-Accept", "ping, pipeline");
+                fields.field("Ptth-Accept", if several { "ping, pipeline" } else { "ping" });
             }
             fields.field("Ptth-Aside", format!("{:016x}", self.me));
             if let Some(token) = &self.token {

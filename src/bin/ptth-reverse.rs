@@ -20,8 +20,12 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Reverse) -> Result<u8, Failure> {
-    let settings = config::reverse(cli).map_err(Failure::flags)?;
+    let mut settings = config::reverse(cli).map_err(Failure::flags)?;
     let files = config::raise_file_limit();
+    // The other half is for links, and for what keeps no other from being served.
+    let limits = &mut settings.config.limits;
+    limits.upstream = limits.upstream.min(files / 2);
+    limits.upstream_idle = limits.upstream_idle.min(files / 4);
     ::log::debug!("{files} files may be open");
     #[cfg(feature = "relay")]
     let (relay, mailbox) = own_relay::start(cli, files)?.unzip();

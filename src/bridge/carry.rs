@@ -200,6 +200,9 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
             let begun = begin_response(to, head, *framing, now);
             return begun.unwrap_or_else(|error| Flow::Back(BackFault::Protocol(error)));
         }
+        if from.broken || from.eof && *framing != Framing::UntilClose {
+            return Flow::Back(BackFault::Lost(None));
+        }
         let waits = is_short(from.input.len(), *framing, config);
         exchange.kept = Some(kept);
         return if waits { Flow::Still } else { Flow::Long };

@@ -190,8 +190,13 @@ impl<S: Side> Bridge<S> {
     /// Takes the requests that stand behind the one in progress on a link.
     pub(super) fn listen_behind(&mut self, core: &mut Core, front: Token) {
         loop {
+            let under_way = self.exchanges.len();
             let Some((peer, head, config)) = core.hear(front) else { return };
-            if !peer.conn.can_pipeline() || !matches!(peer.seat, Seat::Exchange(_)) {
+            // What is left there is looked at again when it is the next one's turn.
+            if under_way >= config.limits.upstream
+                || !peer.conn.can_pipeline()
+                || !matches!(peer.seat, Seat::Exchange(_))
+            {
                 return;
             }
             match peer.conn.recv_ahead(peer.input.bytes(), head, config) {
@@ -247,6 +252,11 @@ impl<S: Side> Bridge<S> {
             return true;
         }
         let back = exchange.back.and_then(|back| core.peer(back));
+        if back.as_ref().is_some_and(|back| back.input.is_empty() && (back.eof || back.broken)) {
+            // It has no answer: another connection may bring one, and need not wait for its turn.
+            self.back_failed(core, id, BackFault::Lost(None));
+            return false;
+        }
         if exchange.stage == Stage::Answered || back.is_some_and(|back| !back.input.is_empty()) {
             exchange.ready.get_or_insert(now);
             self.watch_turn(core, front);

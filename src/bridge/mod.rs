@@ -122,7 +122,7 @@ pub trait Side {
     /// The exchange goes to another loop; it was assigned here before.
     fn handed_over(&mut self, _: &Exchange) {}
     /// The exchange is over.
-    fn ended(&mut self, _: &Exchange) {}
+    fn ended(&mut self, _: &Core, _: &Exchange) {}
     /// We have answered somebody ourselves, or have cut an answer off.
     fn told(&mut self, _: Code) {}
     /// The exchange is done with its back, which is idle and can serve another.
@@ -425,7 +425,11 @@ impl<S: Side> Bridge<S> {
     /// A request's head is here.
     fn begin(&mut self, core: &mut Core, front: Token, framing: Framing) {
         let behind = core.peer(front).is_some_and(|peer| matches!(peer.seat, Seat::Exchange(_)));
-        self.side.told_by_relay(core);
+        // Through a relay that knows nothing of it, these would be a visitor's words.
+        let agreed = core.peer(front).is_some_and(|peer| peer.conn.can_pipeline() && peer.twin == Twin::None);
+        if agreed {
+            self.side.told_by_relay(core);
+        }
         if hops::left(&core.head) == Some(0) {
             return if behind { self.begin_hint(core, front) } else { self.answer_here(core, front) };
         }
@@ -437,7 +441,7 @@ impl<S: Side> Bridge<S> {
             take_bodiless(core, front, framing);
         }
         // Behind others it has no seat to take: like any other, it is asked for anew.
-        if !behind && core.head.fields.has(Name::PtthAside) && self.take_up(core, front) {
+        if agreed && !behind && core.head.fields.has(Name::PtthAside) && self.take_up(core, front) {
             return;
         }
         let Some((peer, head, _)) = core.hear(front) else { return };
@@ -759,11 +763,10 @@ impl<S: Side> Bridge<S> {
             return self.mark(id);
         }
         if exchange.lane == Lane::Ahead
-            && let Some(back) = exchange.back
-            && self.leave_line(core, id, back)
-            && let Some(exchange) = self.exchanges.get_mut(id)
+            && let Some(back) = exchange.back.take()
+            && !self.leave_line(core, id, back)
         {
-            exchange.back = None;
+            self.break_line(core, back);
         }
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let can = core.peer(exchange.front).is_some_and(|front| front.conn.can_respond());
@@ -805,7 +808,7 @@ impl<S: Side> Bridge<S> {
         );
         self.write_line(core, &exchange);
         self.side.forget(id, &exchange);
-        self.side.ended(&exchange);
+        self.side.ended(core, &exchange);
         if let Some(peer) = core.peer(exchange.front) {
             peer.seat = Seat::Front;
             peer.conn.close(now);
@@ -825,7 +828,7 @@ impl<S: Side> Bridge<S> {
         exchange.code = Some(code.name.into());
         self.write_line(core, &exchange);
         self.side.told(code);
-        self.side.ended(&exchange);
+        self.side.ended(core, &exchange);
         let seats = [(Some(exchange.front), Seat::Front), (exchange.back, Seat::Own)];
         for (token, seat) in seats.into_iter().filter_map(|(token, seat)| Some((token?, seat))) {
             let Some(peer) = core.peer(token) else { continue };
@@ -840,7 +843,7 @@ impl<S: Side> Bridge<S> {
     fn tunnel_over(&mut self, core: &mut Core, id: usize) {
         let Some(exchange) = self.exchanges.end(id) else { return };
         self.write_line(core, &exchange);
-        self.side.ended(&exchange);
+        self.side.ended(core, &exchange);
         let seats = [(Some(exchange.front), Seat::Front), (exchange.back, Seat::Own)];
         for (token, seat) in seats.into_iter().filter_map(|(token, seat)| Some((token?, seat))) {
             if let Some(peer) = core.peer(token) {
@@ -865,7 +868,7 @@ impl<S: Side> Bridge<S> {
             Some(back) => self.next_on_back(core, back),
             None => self.side.forget(id, &exchange),
         }
-        self.side.ended(&exchange);
+        self.side.ended(core, &exchange);
         let front = exchange.front;
         if let Some(peer) = core.peer(front) {
             peer.head = peer.head.saturating_sub(exchange.head.memory());
@@ -942,7 +945,7 @@ impl<S: Side> Bridge<S> {
             }
             None => self.side.forget(id, &exchange),
         }
-        self.side.ended(&exchange);
+        self.side.ended(core, &exchange);
         let now = core.now;
         let front = exchange.front;
         self.cancel_line(core, front);
@@ -982,7 +985,7 @@ impl<S: Side> Bridge<S> {
                 Some(back) => self.break_line(core, back),
                 None => self.side.forget(id, &exchange),
             }
-            self.side.ended(&exchange);
+            self.side.ended(core, &exchange);
             self.exchanges.recycle(exchange);
         }
     }
@@ -1216,6 +1219,7 @@ impl<S: Side> App for Bridge<S> {
         }
         for id in &peer.line {
             match self.exchanges.get_mut(*id) {
+                Some(exchange) if exchange.stage == Stage::Hint => drop(self.exchanges.end(*id)),
                 Some(exchange) if exchange.front == token => self.cancel(core, *id, Code::INTERNAL),
                 Some(exchange) => {
                     exchange.back = None;

@@ -2,6 +2,8 @@
 //! still there; all others are left to TCP keep-alive. A link that is asked does not rest: it can't be given a request before its
 //! answer is there.
 
+use std::time::Duration;
+
 use mio::Token;
 use ptth_proto::conn::{Body, Event, MOST_IN_LINE};
 use ptth_proto::http::framing::Framing;
@@ -10,13 +12,13 @@ use ptth_proto::wire::fields::Name;
 
 use super::{Relay, is_free, queues};
 use crate::bridge::Order;
-use crate::bridge::exchange::{Exchange, Kind};
+use crate::bridge::exchange::{Exchange, Kind, Lane};
 use crate::bridge::line::say_wanted;
 use crate::peer::{NOBODY, Peer, Seat};
 use crate::reactor::{Core, Loss};
 
-/// An answer of more bytes than this would have been set aside by an agent that has the usual limits.
-const WHOLE: u64 = 16 * 1024;
+/// An answer that takes longer, with a link of its own, says nothing for a line: a crowd that waits for the upstream takes less.
+const QUICK: Duration = Duration::from_secs(1);
 
 impl Relay {
     /// Whether the request may stand with others on one link: its answer is likely to be short and quick, and its visitor takes that
@@ -55,16 +57,21 @@ impl Relay {
         let Some((link, waiting)) = self.tunnels.tell(tunnel, core.now) else { return };
         let Some(peer) = core.tell(link).filter(|peer| peer.is_alive() && peer.conn.can_hint()) else { return };
         match peer.conn.send_hint(peer.output.vec(), |fields| say_wanted(fields, waiting)) {
-            Ok(()) => peer.line.push(NOBODY),
+            Ok(()) => {
+                peer.line.push(NOBODY);
+                self.tunnels.was_told(tunnel, core.now);
+            }
             Err(error) => log::error!("an agent could not be told of waiting requests: {error}"),
         }
     }
 
     /// What an exchange that is over says of the next ones of its tunnel.
-    pub(super) fn judge(&mut self, exchange: &Exchange) {
-        if exchange.bytes_out > WHOLE {
+    pub(super) fn judge(&mut self, core: &Core, exchange: &Exchange) {
+        // In a line the agent has seen to it.
+        let is_quick = exchange.lane == Lane::Ahead || core.now.since(exchange.started) < QUICK;
+        if exchange.bytes_out > core.config.limits.whole as u64 {
             self.tunnels.was_slow(exchange.tunnel);
-        } else if exchange.status != 0 && exchange.aside.is_none() {
+        } else if is_quick && exchange.code.is_none() && exchange.aside.is_none() {
             self.tunnels.was_quick(exchange.tunnel);
         }
     }

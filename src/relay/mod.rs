@@ -296,11 +296,11 @@ impl Side for Relay {
         self.tunnels.end(exchange.tunnel);
     }
 
-    fn ended(&mut self, exchange: &Exchange) {
+    fn ended(&mut self, core: &Core, exchange: &Exchange) {
         self.counts.requests += 1;
         self.counts.bytes_in += exchange.bytes_in;
         self.counts.bytes_out += exchange.bytes_out;
-        self.judge(exchange);
+        self.judge(core, exchange);
         self.tunnels.end(exchange.tunnel);
     }
 
@@ -387,14 +387,16 @@ impl Side for Relay {
             // Nobody who speaks another protocol knows what a silent connection is to mean.
             return Assign::Refuse(self.late(tunnel, Wait::Link));
         }
-        if self.tunnels.waiting(tunnel) + self.letters_waiting(tunnel) >= core.config.limits.waiting {
+        // Who has been let in once, and lost its link, waits again whatever the crowd.
+        let is_new = exchange.tries == 0;
+        if is_new && self.tunnels.waiting(tunnel) + self.letters_waiting(tunnel) >= core.config.limits.waiting {
             let name = self.tunnels.name(tunnel);
             let text = format!("Too many requests wait for a link of the tunnel `{name}` already; try again later.");
             self.porter
                 .is_hit(core.now, "waiting", || format!("too many requests wait for a link of the tunnel `{name}`"));
             return Assign::Refuse(Answer::new(Code::TUNNEL_BUSY, text));
         }
-        if self.tunnels.all_waiting() >= core.config.limits.waiting_all {
+        if is_new && self.tunnels.all_waiting() >= core.config.limits.waiting_all {
             self.porter.is_hit(core.now, "waiting-all", || "too many requests wait for links".into());
             let text = "Too many requests wait for links at this relay already; try again later.";
             return Assign::Refuse(Answer::new(Code::RELAY_BUSY, text));

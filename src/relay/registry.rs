@@ -19,6 +19,16 @@ const MOST_TRUST: usize = 64;
 /// and this much a long or a slow one costs: one in twenty is borne.
 const SLOW_COSTS: usize = 20;
 
+/// When an agent was told how many requests wait, and how many links it had.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    at: Instant,
+    waiting: usize,
+    links: usize,
+}
+
+/// How soon an agent is told of a crowd of its own, whatever came of the last one.
+const TELL_ANEW: Duration = Duration::from_secs(5);
 /// How soon an agent is told again that requests wait, when they are hardly more: a link may be as long in the making.
 const TELL_AGAIN: Duration = Duration::from_millis(200);
 /// What part of them makes them more: a crowd of 100 is told of some 20 times while it gathers.
@@ -66,8 +76,8 @@ struct Tunnel {
     lines: VecDeque<Token>,
     /// The link that was last given a request.
     last: Option<Token>,
-    /// When its agent was last told how many requests wait, and of how many.
-    told: (Instant, usize),
+    /// What its agent was last told of requests that wait.
+    told: Told,
     /// How sure we are that its answers are short and quick.
     quick: usize,
     /// Links gone since `idle` was last rid of them.
@@ -147,7 +157,7 @@ impl Registry {
             links: 0,
             lines: VecDeque::new(),
             last: None,
-            told: (Instant::default(), 0),
+            told: Told::default(),
             quick: 0,
             gone: 0,
             up: false,
@@ -286,12 +296,19 @@ impl Registry {
     pub fn tell(&mut self, tunnel: usize, now: Instant) -> Option<(Token, usize)> {
         let tunnel = self.get_mut(tunnel)?;
         let waiting = tunnel.waiting.len();
-        let (at, told) = tunnel.told;
-        if waiting <= told + told / TELL_MORE && now.since(at) < TELL_AGAIN {
-            return None;
+        let Told { at, waiting: told, links } = tunnel.told;
+        let passed = now.since(at);
+        let are_more = waiting > told + told / TELL_MORE;
+        // Where no link came of the last word, none will come of the next one soon.
+        let has_helped = passed >= TELL_AGAIN && tunnel.links != links;
+        (are_more || has_helped || passed >= TELL_ANEW).then_some((tunnel.last?, waiting))
+    }
+
+    /// It was told.
+    pub fn was_told(&mut self, tunnel: usize, now: Instant) {
+        if let Some(tunnel) = self.get_mut(tunnel) {
+            tunnel.told = Told { at: now, waiting: tunnel.waiting.len(), links: tunnel.links };
         }
-        tunnel.told = (now, waiting);
-        Some((tunnel.last?, waiting))
     }
 
     /// No longer.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::link::{PONG, SWITCH_LINES, aside, link, link_lines};
+use crate::support::link::{PONG, SWITCH, SWITCH_LINES, aside, link, link_lines};
 use crate::support::random::Random;
 use crate::support::upstream::{After, Asked, Upstream};
 use crate::support::wire::{Head, Message, Wire, get, ok, post};
@@ -650,6 +650,47 @@ fn a_slow_answer_is_set_aside_and_asked_for_once() {
         link.send(get("demo", "/3"));
         answer_to(link, "/3");
     }
+}
+
+#[test]
+fn a_connection_that_ends_before_its_turn_is_replaced_before_it() {
+    let asked_before = AtomicBool::new(false);
+    let slow = Slow::start_with(move |asked, _| {
+        // As a server closes one that has been idle, in the moment in which it is asked.
+        asked.head.target() == "/stale" && !asked_before.swap(true, Ordering::Relaxed)
+    });
+    let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
+    let mut link = relay.link();
+    // Two connections that are kept.
+    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/2"));
+    slow.wait_for_answered("/2");
+    slow.let_go("/slow/1");
+    answer_to(&mut link, "/slow/1");
+    answer_to(&mut link, "/2");
+    link.send(in_line("GET", "/slow") + &in_line("GET", "/stale"));
+    slow.wait_for_answered("/stale");
+    assert_eq!(slow.asked("/stale"), 2);
+    slow.let_go("/slow");
+    answer_to(&mut link, "/slow");
+    answer_to(&mut link, "/stale");
+}
+
+#[test]
+fn what_was_not_agreed_on_is_a_visitors_word() {
+    let slow = Slow::start();
+    let relay = by_hand(&slow.upstream, &[]);
+    // A relay of another make, which passes on whatever it does not know.
+    let mut link = Wire::new(relay.listener.accept().unwrap().0);
+    link.request_head().unwrap().unwrap();
+    link.send(SWITCH);
+    for target in ["/1", "/2"] {
+        link.send(format!("GET {target} HTTP/1.1\r\nHost: demo\r\nPtth-Accept: wanted=4\r\n\r\n"));
+        answer_to(&mut link, target);
+    }
+    // The spare ones, and one for that which was busy.
+    relay.listener.set_nonblocking(true).unwrap();
+    let dialled = std::iter::from_fn(|| relay.listener.accept().ok()).count();
+    assert!(dialled <= 2, "{dialled} more links");
 }
 
 #[test]
