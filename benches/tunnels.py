@@ -73,13 +73,14 @@ COLUMNS = [
     ("p50 ms", "p50", "{:.2f}"),
     ("p99 ms", "p99", "{:.2f}"),
     ("errors", "errors", "{:.0f}"),
+    ("failed rounds", "failed", "{:.0f}"),
     ("GiB/s", "gib_s", "{:.2f}"),
     ("CPU s a GiB", "cpu_s_gib", "{:.2f}"),
     ("peak RSS MiB", "rss_mib", "{:.1f}"),
     ("others %", "others", "{:.0f}"),
 ]
 # Columns that say whether a row is worth anything; to divide them would say nothing.
-DOUBTS = {"errors", "others"}
+DOUBTS = {"errors", "failed", "others"}
 # What the origin alone does not have: there is no process of a tunnel to count.
 TUNNEL_ONLY = {"cpu_us", "cpu_s_gib", "rss_mib"}
 # Who is in the picture, by a short name: beside those that poll, all others would look alike.
@@ -147,7 +148,7 @@ def table(results):
 
 def ratios(measured, name, rival):
     """One system's figures divided by another's, a row for each shape; nothing if neither was measured."""
-    both = [(shape, results) for shape, results in measured if name in results and rival in results]
+    both = [(shape, results) for shape, results in measured if all("rps" in results.get(one, {}) for one in (name, rival))]
     columns = [c for c in COLUMNS if c[1] not in DOUBTS and any(c[1] in results[name] for _, results in both)]
     if both:
         yield [f"{name} to {rival}", *(f"{title} ×" for title, _, _ in columns)]
@@ -165,11 +166,20 @@ def goals(measured):
     for shape, figures in rows:
         for title, key, form in COLUMNS:
             goal = shape.goals().get(key)
-            if goal is not None and key in figures:
-                more = key in MORE_IS_BETTER
-                met = figures[key] >= goal if more else figures[key] <= goal
-                wanted = ("≥ " if more else "≤ ") + form.format(goal)
-                yield [shape.title(), title, wanted, form.format(figures[key]), "met" if met else "not met"]
+            if goal is not None:
+                wanted = ("≥ " if key in MORE_IS_BETTER else "≤ ") + form.format(goal)
+                reached = form.format(figures[key]) if key in figures else ""
+                yield [shape.title(), title, wanted, reached, mark(figures, key, goal)]
+
+
+def mark(figures, key, goal):
+    """Whether a goal is met. A figure that came with errors, or is the median of some of the rounds only, meets none."""
+    words = {"errors": "errors", "failed": "failed rounds"}
+    doubts = [f"{word}: {figures[doubt]:.0f}" for doubt, word in words.items() if figures.get(doubt)]
+    if doubts:
+        return f"not met ({', '.join(doubts)})"
+    met = key in figures and (figures[key] >= goal if key in MORE_IS_BETTER else figures[key] <= goal)
+    return "met" if met else "not met"
 
 
 def chart(measured):
@@ -248,7 +258,12 @@ def run(shape, names, options, folder, origin, origin_port):
                 say(f"  {turn + 1}/{options.rounds} {name}: {runs[name][-1]['rps']:,.0f} req/s")
             except (Trouble, OSError) as trouble:
                 say(f"  {turn + 1}/{options.rounds} {name}: {trouble}")
-    return {name: medians(kept) for name, kept in runs.items() if kept}
+    return {name: median(kept, options.rounds - len(kept)) for name, kept in runs.items()}
+
+
+def median(kept, failed):
+    """The figures of a system; how many rounds there are none of, only if there are such."""
+    return (medians(kept) if kept else {}) | ({"failed": failed} if failed else {})
 
 
 def arguments():
@@ -291,7 +306,7 @@ def main():
     if options.write:
         write("latest.md", report(measured, options))
         write("latest.svg", [chart(measured)])
-    raise SystemExit(0 if all(len(results) == len(options.only) for _, results in measured) else 1)
+    raise SystemExit(1 if any("failed" in figures for _, results in measured for figures in results.values()) else 0)
 
 
 if __name__ == "__main__":
