@@ -295,7 +295,8 @@ fn an_answer_set_aside_for_nobody_known_comes_from_whoever_is_there() {
 
 #[test]
 fn to_wait_for_a_link_again_is_a_wait_of_its_own() {
-    let relay = Relay::start(&["--timeout", "link=300ms"]);
+    // The crowd below has to have gathered within that.
+    let relay = Relay::start(&["--timeout", "link=2s"]);
     let mut link = trusted(&relay, ONE);
     let mut visitors = line(&relay, &mut link);
     // By then the time is over in which they would have to have found one.
@@ -440,6 +441,7 @@ fn as_many_stand_on_a_link_as_may() {
         for n in 1..=room {
             assert_eq!(one_of_several(&mut link).target(), format!("/{n}"));
         }
+        // What the relay sends is here before what it says next to anybody else.
         barrier(&relay);
         assert!(link.silence(Duration::from_millis(20)));
         link.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".repeat(room));
@@ -637,10 +639,13 @@ fn a_slow_answer_is_set_aside_and_asked_for_once() {
     let slow = Slow::start();
     let relay = by_hand(&slow.upstream, &[]);
     let (mut link, mut other) = (relay.link(), relay.link());
-    link.send(in_line("GET", "/slow") + &in_line("GET", "/1") + &in_line("GET", "/2"));
+    link.send(["/slow", "/slow/1", "/slow/2"].map(|target| in_line("GET", target)).concat());
+    slow.let_go("/slow/1");
     let name = was_set_aside(&mut link);
-    answer_to(&mut link, "/1");
-    answer_to(&mut link, "/2");
+    answer_to(&mut link, "/slow/1");
+    // Only now, for the upstream may take longer over one of two than `turn`.
+    slow.let_go("/slow/2");
+    answer_to(&mut link, "/slow/2");
     other.send(again("/slow", &name));
     slow.let_go("/slow");
     answer_to(&mut other, "/slow");
@@ -859,7 +864,7 @@ fn what_was_set_aside_is_not_found_behind_others() {
 #[test]
 fn answers_of_our_own_have_their_turn() {
     let slow = Slow::start_with(|asked, _| asked.head.target() == "/close");
-    let relay = by_hand(&slow.upstream, &[]);
+    let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
     let mut link = relay.link();
     link.send(["/1", "/close", "/3", "/close"].map(|target| in_line("GET", target)).concat());
     for (target, code) in
