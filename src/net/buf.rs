@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use ptth_proto::limits::{BYPASS, bypasses};
+use rustix::io::Errno;
 
 use super::Transport;
 use super::bypass::Bypass;
@@ -22,6 +23,14 @@ const SPARE_OUTPUT: usize = 4 * 1024 * 1024;
 /// Descriptors that a process may have at least, wherever it runs.
 const FILES: usize = 1024;
 
+/// Whether there are ways past the buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ways {
+    Open,
+    /// The system won't move bytes for this program: never again.
+    Closed,
+}
+
 /// Spare buffers of one event loop.
 #[derive(Debug)]
 pub struct Pool {
@@ -33,6 +42,7 @@ pub struct Pool {
     bypasses: Vec<Bypass>,
     /// As many bypasses as there may be, spare ones and others.
     most_bypasses: usize,
+    ways: Ways,
     /// Each of them has one, wherever it is.
     alive: Arc<()>,
 }
@@ -46,6 +56,7 @@ impl Default for Pool {
             output_bytes: 0,
             bypasses: Vec::new(),
             most_bypasses: bypasses(FILES),
+            ways: Ways::Open,
             alive: Arc::default(),
         }
     }
@@ -59,8 +70,32 @@ impl Pool {
 
     /// An empty bypass, if there may be another one.
     fn bypass(&mut self) -> Option<Bypass> {
+        match self.ways {
+            Ways::Open => self.bypasses.pop().or_else(|| self.another_bypass()),
+            Ways::Closed => None,
+        }
+    }
+
+    fn another_bypass(&self) -> Option<Bypass> {
         let room = Arc::strong_count(&self.alive) <= self.most_bypasses;
-        self.bypasses.pop().or_else(|| room.then(|| Bypass::new(&self.alive))?)
+        room.then(|| Bypass::new(&self.alive))?
+    }
+
+    /// An empty one is of no more use to whoever had it.
+    fn give_bypass(&mut self, bypass: Bypass) {
+        match self.ways {
+            Ways::Open => self.bypasses.push(bypass),
+            Ways::Closed => {}
+        }
+    }
+
+    /// There is no way past the buffers: all is read and written from now on.
+    fn close_ways(&mut self, error: &io::Error) {
+        if self.ways != Ways::Closed {
+            log::debug!("long bodies are copied: the system does not move bytes from socket to socket ({error})");
+        }
+        self.ways = Ways::Closed;
+        self.bypasses.clear();
     }
 
     /// A buffer of one of the two sizes, its length its size. The bytes in it are old ones.
@@ -172,6 +207,12 @@ impl InBuf {
     }
 }
 
+/// Whether the system does not have, or does not allow, what was asked for, so that nothing was taken: filters of system calls, kernels
+/// in user space and unusual sockets say so.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP))
+}
+
 /// Bytes that are to be written: a buffer, and in between what went past it.
 #[derive(Debug, Default)]
 pub struct OutBuf {
@@ -217,7 +258,8 @@ impl OutBuf {
         self.passing() > 0
     }
 
-    /// Takes bytes from a socket past the buffer, at most so many, behind all that is in it. `None` when there is no way for them.
+    /// Takes bytes from a socket past the buffer, at most so many, behind all that is in it. `None` when there is no way for them:
+    /// they are to be read.
     pub fn pass(&mut self, from: &Transport, most: u64, pool: &mut Pool) -> Option<io::Result<usize>> {
         let socket = from.socket().filter(|_| !self.is_passing())?;
         if self.bypass.is_none() {
@@ -225,7 +267,13 @@ impl OutBuf {
         }
         self.before = self.bytes().len();
         let most = usize::try_from(most).unwrap_or(BYPASS).min(BYPASS);
-        self.bypass.as_mut().map(|bypass| bypass.take(socket, most))
+        let taken = self.bypass.as_mut()?.take(socket, most);
+        if let Some(error) = taken.as_ref().err().filter(|error| is_refusal(error)) {
+            pool.close_ways(error);
+            self.bypass = None;
+            return None;
+        }
+        Some(taken)
     }
 
     /// Writes once, in the order in which all came; `is_last`: the end of the connection follows. Gives how much went.
@@ -287,7 +335,7 @@ impl OutBuf {
     /// Gives the buffer back when nothing is in it, and the way past it likewise.
     pub fn release(&mut self, pool: &mut Pool) {
         if let Some(bypass) = self.bypass.take_if(|bypass| bypass.load() == 0) {
-            pool.bypasses.push(bypass);
+            pool.give_bypass(bypass);
         }
         if self.data.is_empty() && self.data.capacity() > 0 {
             let buffer = std::mem::take(&mut self.data);
@@ -383,6 +431,28 @@ mod tests {
         second.clear();
         assert_eq!((second.len(), pool.bypasses.len()), (0, 0));
         assert_eq!(pass(&mut first, &from, 2, &mut pool), Some(2));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn where_the_system_does_not_move_bytes_they_are_to_be_read() {
+        use std::io::Write;
+        let (mut pool, mut first, mut second) = (Pool::default(), OutBuf::default(), OutBuf::default());
+        let ((from, mut writer), (mut to, _reader)) = (connected(), connected());
+        writer.write_all(b"abcdef").unwrap();
+        assert_eq!(pass(&mut second, &from, 2, &mut pool), Some(2));
+        // A folder is no socket, and nothing that bytes could be moved from.
+        let folder = std::os::fd::OwnedFd::from(std::fs::File::open("/").unwrap());
+        let refusing = Transport::Tcp(mio::net::TcpStream::from_std(folder.into()));
+        assert!(first.pass(&refusing, 100, &mut pool).is_none());
+        assert_eq!((pool.ways, first.is_passing()), (Ways::Closed, false));
+        // What is on its way arrives; nothing else goes there.
+        while !second.is_empty() {
+            second.write(&mut to, false).unwrap();
+        }
+        second.release(&mut pool);
+        assert_eq!(pass(&mut second, &from, 2, &mut pool), None);
+        assert_eq!(Arc::strong_count(&pool.alive), 1);
     }
 
     #[test]
