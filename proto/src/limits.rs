@@ -125,19 +125,35 @@ pub const fn descriptors_kept(all: usize) -> usize {
 }
 
 /// Pipes of the kernel by which bodies go past the memory of a program that may have so many descriptors. One is in use while a
-/// turn lasts, or until a slow reader has taken what is in it; where there is none left, a body is read and written as ever. All of
-/// them together hold 64 times [`BYPASS`].
+/// turn lasts, or until a slow reader has taken what is in it; where there is none left, a body is read and written as ever. Linux
+/// lets all pipes of a user have 64 MiB (`pipe-user-pages-soft`) and gives those beyond 8 KiB each: all of ours have a quarter of
+/// that, at [`BYPASS_PIPE`] each.
 pub const fn bypasses(all: usize) -> usize {
     if all < 64 * 64 { all / 64 } else { 64 }
 }
+
+/// The share of one of so many loops, and no more than 16: as many readers of one loop may be slow before the bodies of others are
+/// copied, and an agent next to a relay takes another sixteenth of what their user may have.
+pub const fn bypasses_of_loop(all: usize, loops: usize) -> usize {
+    let share = bypasses(all) / loops;
+    if share < 16 { share } else { 16 }
+}
+
+/// How long the system is not asked for another such pipe when it had none to give, or too small a one ([`BYPASS_LEAST`]). To ask costs
+/// five system calls.
+pub const BYPASS_AGAIN: Duration = Duration::from_secs(1);
 
 /// Bytes of one body that go past our memory in a turn of the loop, before all others have theirs: a tenth of a millisecond. With
 /// half of that a body of 1 GiB costs a tenth more, with a quarter a quarter more.
 pub const BYPASS: usize = 512 * 1024;
 
 /// The size of such a pipe, as the kernel counts it: a whole page for each piece of a segment, which has a third of that on an
-/// Ethernet. It is the most that Linux lets everyone have.
-pub const BYPASS_PIPE: usize = 2 * BYPASS;
+/// Ethernet. Smaller than Linux lets one pipe be (1 MiB), for it counts what all pipes of a user have: see [`bypasses`].
+pub const BYPASS_PIPE: usize = 256 * 1024;
+
+/// A pipe that got less than this is not worth having: a read takes as much at once, into a buffer of the size that Linux gives a new
+/// pipe.
+pub const BYPASS_LEAST: usize = 64 * 1024;
 
 /// Bytes of a body that have to be still to come for it to go past our memory. Measured: it costs as much as to copy 4 KiB, and a fifth
 /// less for the whole request where there are 12.

@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use ptth_proto::limits::{BYPASS, bypasses};
+use ptth_proto::limits::{BYPASS, BYPASS_AGAIN, bypasses_of_loop};
+use ptth_proto::time::Instant;
 use rustix::io::Errno;
 
 use super::Transport;
@@ -27,6 +28,8 @@ const FILES: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ways {
     Open,
+    /// The system had none to give: only spare ones until then.
+    Scarce(Instant),
     /// The system won't move bytes for this program: never again.
     Closed,
 }
@@ -55,7 +58,7 @@ impl Default for Pool {
             output: Vec::new(),
             output_bytes: 0,
             bypasses: Vec::new(),
-            most_bypasses: bypasses(FILES),
+            most_bypasses: bypasses_of_loop(FILES, 1),
             ways: Ways::Open,
             alive: Arc::default(),
         }
@@ -69,22 +72,30 @@ impl Pool {
     }
 
     /// An empty bypass, if there may be another one.
-    fn bypass(&mut self) -> Option<Bypass> {
+    fn bypass(&mut self, now: Instant) -> Option<Bypass> {
+        if let Some(spare) = self.bypasses.pop() {
+            return Some(spare);
+        }
         match self.ways {
-            Ways::Open => self.bypasses.pop().or_else(|| self.another_bypass()),
             Ways::Closed => None,
+            Ways::Scarce(until) if now < until => None,
+            Ways::Scarce(_) | Ways::Open => self.another_bypass(now),
         }
     }
 
-    fn another_bypass(&self) -> Option<Bypass> {
-        let room = Arc::strong_count(&self.alive) <= self.most_bypasses;
-        room.then(|| Bypass::new(&self.alive))?
+    fn another_bypass(&mut self, now: Instant) -> Option<Bypass> {
+        if Arc::strong_count(&self.alive) > self.most_bypasses {
+            return None;
+        }
+        let bypass = Bypass::new(&self.alive);
+        self.ways = if bypass.is_some() { Ways::Open } else { Ways::Scarce(now + BYPASS_AGAIN) };
+        bypass
     }
 
     /// An empty one is of no more use to whoever had it.
     fn give_bypass(&mut self, bypass: Bypass) {
         match self.ways {
-            Ways::Open => self.bypasses.push(bypass),
+            Ways::Open | Ways::Scarce(_) => self.bypasses.push(bypass),
             Ways::Closed => {}
         }
     }
@@ -260,10 +271,10 @@ impl OutBuf {
 
     /// Takes bytes from a socket past the buffer, at most so many, behind all that is in it. `None` when there is no way for them:
     /// they are to be read.
-    pub fn pass(&mut self, from: &Transport, most: u64, pool: &mut Pool) -> Option<io::Result<usize>> {
+    pub fn pass(&mut self, from: &Transport, most: u64, now: Instant, pool: &mut Pool) -> Option<io::Result<usize>> {
         let socket = from.socket().filter(|_| !self.is_passing())?;
         if self.bypass.is_none() {
-            self.bypass = pool.bypass();
+            self.bypass = pool.bypass(now);
         }
         self.before = self.bytes().len();
         let most = usize::try_from(most).unwrap_or(BYPASS).min(BYPASS);
@@ -382,7 +393,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn pass(out: &mut OutBuf, from: &Transport, most: u64, pool: &mut Pool) -> Option<usize> {
         loop {
-            match out.pass(from, most, pool)? {
+            match out.pass(from, most, Instant::default(), pool)? {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 taken => return Some(taken.unwrap()),
             }
@@ -444,7 +455,7 @@ mod tests {
         // A folder is no socket, and nothing that bytes could be moved from.
         let folder = std::os::fd::OwnedFd::from(std::fs::File::open("/").unwrap());
         let refusing = Transport::Tcp(mio::net::TcpStream::from_std(folder.into()));
-        assert!(first.pass(&refusing, 100, &mut pool).is_none());
+        assert!(first.pass(&refusing, 100, Instant::default(), &mut pool).is_none());
         assert_eq!((pool.ways, first.is_passing()), (Ways::Closed, false));
         // What is on its way arrives; nothing else goes there.
         while !second.is_empty() {
@@ -453,6 +464,20 @@ mod tests {
         second.release(&mut pool);
         assert_eq!(pass(&mut second, &from, 2, &mut pool), None);
         assert_eq!(Arc::strong_count(&pool.alive), 1);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn where_the_system_has_no_pipe_to_give_it_is_not_asked_again_for_a_while() {
+        let (mut pool, now) = (Pool::default(), Instant::default());
+        pool.ways = Ways::Scarce(now + BYPASS_AGAIN);
+        assert!(pool.bypass(now).is_none());
+        let bypass = pool.bypass(now + BYPASS_AGAIN);
+        assert_eq!((bypass.is_some(), pool.ways), (true, Ways::Open));
+        // Those that there are can be had at any time.
+        pool.give_bypass(bypass.unwrap());
+        pool.ways = Ways::Scarce(now + BYPASS_AGAIN);
+        assert!(pool.bypass(now).is_some());
     }
 
     #[test]

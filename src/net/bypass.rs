@@ -13,8 +13,8 @@ mod linux {
     use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
     use std::sync::Arc;
 
-    use ptth_proto::limits::BYPASS_PIPE;
-    use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+    use ptth_proto::limits::{BYPASS_LEAST, BYPASS_PIPE};
+    use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 
     /// One pipe, and how much is in it.
     #[derive(Debug)]
@@ -27,12 +27,12 @@ mod linux {
     }
 
     impl Bypass {
-        /// A new one, if the system has one to give.
+        /// A new one, if the system has one to give that is worth having.
         pub fn new(alive: &Arc<()>) -> Option<Bypass> {
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
-            // Where it may not grow, less goes through at a time.
-            let _ = fcntl_setpipe_size(&writer, BYPASS_PIPE);
-            Some(Bypass { reader, writer, len: 0, _alive: Arc::clone(alive) })
+            // Where it may not grow it has what the system gave it: a user who has many pipes gets the smallest ones.
+            let size = fcntl_setpipe_size(&writer, BYPASS_PIPE).or_else(|_| fcntl_getpipe_size(&writer)).ok()?;
+            (size >= BYPASS_LEAST).then(|| Bypass { reader, writer, len: 0, _alive: Arc::clone(alive) })
         }
 
         /// How many bytes are in it.

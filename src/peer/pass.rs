@@ -54,7 +54,7 @@ impl Peer {
     }
 
     fn pass_on(&mut self, to: &mut Peer, most: u64, now: Instant, pool: &mut Pool) -> usize {
-        match to.output.pass(&self.transport, most, pool) {
+        match to.output.pass(&self.transport, most, now, pool) {
             // No end: an urgent byte in front of bytes that the end has come behind looks the same. A read tells.
             None | Some(Ok(0)) => self.taking = Taking::Pieces,
             Some(Ok(n)) => return self.passed(to, n, most, now),

@@ -23,7 +23,7 @@ use mio::Token;
 use ptth_proto::conn::Config;
 use ptth_proto::error::Error;
 use ptth_proto::http::framing::Framing;
-use ptth_proto::limits::{Limits, Wait, bypasses, descriptors_kept};
+use ptth_proto::limits::{Limits, Wait, bypasses_of_loop, descriptors_kept};
 use ptth_proto::wire::fields::{Label, Name};
 use ptth_proto::wire::head::{FieldWriter, Head, split_port};
 
@@ -161,7 +161,7 @@ pub fn start(settings: Settings, files: usize) -> Result<(Vec<Worker>, Vec<Socke
         let bridge = Bridge::numbered(relay, access_log, me as u64 + 1, workers as u64);
         let reactor = Reactor::new(bridge, config.clone());
         let mut reactor = reactor.map_err(|error| format!("no event loop: {error}"))?;
-        reactor.core.pool.allow_bypasses(bypasses(files) / workers);
+        reactor.core.pool.allow_bypasses(bypasses_of_loop(files, workers));
         reactors.push(reactor);
     }
     Workers::introduce(&directory, reactors.iter().map(|reactor| reactor.core.mailbox()).collect());
