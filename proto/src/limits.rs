@@ -143,6 +143,13 @@ pub const fn bypasses_of_loop(all: usize, loops: usize) -> usize {
 /// five system calls.
 pub const BYPASS_AGAIN: Duration = Duration::from_secs(1);
 
+/// Pipes of a loop that stay when nothing needs them: a few long bodies at a time are common, a crowd of them is not. Those beyond go
+/// back to the system after [`BYPASSES_REST`].
+pub const BYPASSES_SPARE: usize = 4;
+
+/// How long a pipe is not needed before it is given back. One that is made anew costs four system calls: nothing, once in this time.
+pub const BYPASSES_REST: Duration = Duration::from_secs(1);
+
 /// Bytes of one body that go past our memory in a turn of the loop, before all others have theirs: a tenth of a millisecond. With
 /// half of that a body of 1 GiB costs a tenth more, with a quarter a quarter more.
 pub const BYPASS: usize = 512 * 1024;

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use ptth_proto::limits::{BYPASS, BYPASS_AGAIN, bypasses_of_loop};
+use ptth_proto::limits::{BYPASS, BYPASS_AGAIN, BYPASSES_SPARE, bypasses_of_loop};
 use ptth_proto::time::Instant;
 use rustix::io::Errno;
 
@@ -34,6 +34,14 @@ enum Ways {
     Closed,
 }
 
+/// Whether there are more spare bypasses than are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Surplus {
+    No,
+    /// So many have not been needed since they were last looked at.
+    Unused(usize),
+}
+
 /// Spare buffers of one event loop.
 #[derive(Debug)]
 pub struct Pool {
@@ -42,7 +50,9 @@ pub struct Pool {
     output: Vec<Vec<u8>>,
     /// Bytes of those.
     output_bytes: usize,
+    /// The one that was used last is behind all others.
     bypasses: Vec<Bypass>,
+    surplus: Surplus,
     /// As many bypasses as there may be, spare ones and others.
     most_bypasses: usize,
     ways: Ways,
@@ -58,6 +68,7 @@ impl Default for Pool {
             output: Vec::new(),
             output_bytes: 0,
             bypasses: Vec::new(),
+            surplus: Surplus::No,
             most_bypasses: bypasses_of_loop(FILES, 1),
             ways: Ways::Open,
             alive: Arc::default(),
@@ -74,6 +85,9 @@ impl Pool {
     /// An empty bypass, if there may be another one.
     fn bypass(&mut self, now: Instant) -> Option<Bypass> {
         if let Some(spare) = self.bypasses.pop() {
+            if let Surplus::Unused(unused) = &mut self.surplus {
+                *unused = self.bypasses.len().min(*unused);
+            }
             return Some(spare);
         }
         match self.ways {
@@ -100,6 +114,22 @@ impl Pool {
         }
     }
 
+    /// Whether there have come to be more spare bypasses than are kept: they are to be looked at after a while.
+    pub fn has_surplus(&mut self) -> bool {
+        let more = self.surplus == Surplus::No && self.bypasses.len() > BYPASSES_SPARE;
+        if more {
+            self.surplus = Surplus::Unused(self.bypasses.len());
+        }
+        more
+    }
+
+    /// Gives those back to the system that nobody needed in that while, but for some. Others of the same user may have to do without.
+    pub fn give_surplus_back(&mut self) {
+        if let Surplus::Unused(unused) = std::mem::replace(&mut self.surplus, Surplus::No) {
+            self.bypasses.drain(..unused.saturating_sub(BYPASSES_SPARE));
+        }
+    }
+
     /// There is no way past the buffers: all is read and written from now on.
     fn close_ways(&mut self, error: &io::Error) {
         if self.ways != Ways::Closed {
@@ -107,6 +137,7 @@ impl Pool {
         }
         self.ways = Ways::Closed;
         self.bypasses.clear();
+        self.surplus = Surplus::No;
     }
 
     /// A buffer of one of the two sizes, its length its size. The bytes in it are old ones.
@@ -478,6 +509,32 @@ mod tests {
         pool.give_bypass(bypass.unwrap());
         pool.ways = Ways::Scarce(now + BYPASS_AGAIN);
         assert!(pool.bypass(now).is_some());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn bypasses_that_nobody_needs_are_given_back_after_a_while() {
+        let (mut pool, now) = (Pool::default(), Instant::default());
+        assert!(!pool.has_surplus());
+        let all = BYPASSES_SPARE + 3;
+        let taken: Vec<_> = (0..all).map(|_| pool.bypass(now).unwrap()).collect();
+        taken.into_iter().for_each(|bypass| pool.give_bypass(bypass));
+        // It is said once.
+        assert!(pool.has_surplus() && !pool.has_surplus());
+        // One that is needed now and then stays.
+        let taken: Vec<_> = (0..=BYPASSES_SPARE).map(|_| pool.bypass(now).unwrap()).collect();
+        taken.into_iter().for_each(|bypass| pool.give_bypass(bypass));
+        pool.give_surplus_back();
+        assert_eq!(pool.bypasses.len(), all);
+        assert!(pool.has_surplus());
+        let bypass = pool.bypass(now).unwrap();
+        pool.give_bypass(bypass);
+        pool.give_surplus_back();
+        assert_eq!(pool.bypasses.len(), BYPASSES_SPARE + 1);
+        assert!(pool.has_surplus());
+        pool.give_surplus_back();
+        assert_eq!((pool.bypasses.len(), pool.has_surplus()), (BYPASSES_SPARE, false));
+        assert_eq!(Arc::strong_count(&pool.alive), 1 + BYPASSES_SPARE);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use std::time::{Duration, SystemTime};
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use ptth_proto::conn::{Config, Conn};
-use ptth_proto::limits::Wait;
+use ptth_proto::limits::{BYPASSES_REST, Wait};
 use ptth_proto::time::Instant;
 use ptth_proto::wire::head::Head;
 
@@ -150,6 +150,7 @@ pub trait App {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Accept,
+    Surplus,
     App(usize),
     Peer(Token),
 }
@@ -532,6 +533,9 @@ impl<A: App> Reactor<A> {
             Some(Duration::ZERO)
         } else {
             self.app.rest(core);
+            if core.pool.has_surplus() {
+                core.timers.set(core.now + BYPASSES_REST, Key::Surplus);
+            }
             // mio rounds up to whole milliseconds, so that a deadline is not waited for in a circle. That a turn takes a while is no
             // reason to look at the clock twice.
             core.timers.next().map(|at| at.since(core.now))
@@ -674,6 +678,7 @@ impl<A: App> Reactor<A> {
                         listener.ready = true;
                     }
                 }
+                Key::Surplus => core.pool.give_surplus_back(),
                 Key::App(key) => app.timer(core, key),
                 Key::Peer(token) => core.expire_peer(app, token, at),
             }
