@@ -181,7 +181,7 @@ impl Tunnel {
         let (target, via) = (format!("127.0.0.1:{upstream}"), format!("http://127.0.0.1:{port}"));
         let command: [&str; 6] = ["ptth-reverse", &target, "--via", &via, "--name", "default"];
         let settings = config::reverse(&cli::Reverse::parse_from([&command, flags].concat())).unwrap();
-        let mut reactor = agent::start(settings).unwrap();
+        let mut reactor = agent::start(settings, 1024).unwrap();
         thread::spawn(move || reactor.run());
         Tunnel { port }
     }

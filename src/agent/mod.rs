@@ -18,7 +18,7 @@ use mio::Token;
 use ptth_proto::conn::{Config, Conn, Event};
 use ptth_proto::error::Error;
 use ptth_proto::http::framing::Framing;
-use ptth_proto::limits::Wait;
+use ptth_proto::limits::{Wait, bypasses_of_loop};
 use ptth_proto::link::upgrade::Token as Offered;
 use ptth_proto::time::Instant;
 use ptth_proto::wire::fields::{Label, Name};
@@ -160,11 +160,11 @@ pub struct Agent {
     said: Option<(String, Instant)>,
 }
 
-/// Starts to dial. Gives the loop to be run.
+/// Starts to dial, in a process that may have so many files open. Gives the loop to be run.
 ///
 /// # Errors
 /// In one sentence for the person who started it.
-pub fn start(settings: Settings) -> Result<Reactor<Bridge<Agent>>, String> {
+pub fn start(settings: Settings, files: usize) -> Result<Reactor<Bridge<Agent>>, String> {
     let Settings { upstream, via, name, public_url, token, host_header, dialect, size, once, json, config, access_log } =
         settings;
     let (way, links) = match dialect {
@@ -197,6 +197,7 @@ pub fn start(settings: Settings) -> Result<Reactor<Bridge<Agent>>, String> {
     };
     let mut reactor =
         Reactor::new(Bridge::new(agent, access_log), config).map_err(|error| format!("no event loop: {error}"))?;
+    reactor.core.pool.allow_bypasses(bypasses_of_loop(files, 1));
     let spare = reactor.core.config.deadlines.spare;
     reactor.core.set_timer(spare, SHRINK);
     reactor.app.side.fill(&mut reactor.core);

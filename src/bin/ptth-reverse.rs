@@ -29,7 +29,7 @@ fn run(cli: &Reverse) -> Result<u8, Failure> {
     ::log::debug!("{files} files may be open");
     #[cfg(feature = "relay")]
     let (relay, mailbox) = own_relay::start(cli, files)?.unzip();
-    let mut reactor = agent::start(settings).map_err(Failure::start)?;
+    let mut reactor = agent::start(settings, files).map_err(Failure::start)?;
     #[cfg(feature = "relay")]
     // It stops when we do: one loop hears the signals.
     reactor.app.side.set_companion(mailbox);

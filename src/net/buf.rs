@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use ptth_proto::limits::{BYPASS, BYPASS_AGAIN, BYPASSES_SPARE, bypasses_of_loop};
+use ptth_proto::limits::{BYPASS, BYPASS_AGAIN, BYPASSES_SPARE};
 use ptth_proto::time::Instant;
 use rustix::io::Errno;
 
@@ -21,12 +21,10 @@ const SPARE_LARGE: usize = 16;
 /// crowd on one link would have to let another grow.
 const SPARE_OUTPUT: usize = 4 * 1024 * 1024;
 
-/// Descriptors that a process may have at least, wherever it runs.
-const FILES: usize = 1024;
-
 /// Whether there are ways past the buffers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Ways {
+    #[default]
     Open,
     /// The system had none to give: only spare ones until then.
     Scarce(Instant),
@@ -35,15 +33,16 @@ enum Ways {
 }
 
 /// Whether there are more spare bypasses than are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Surplus {
+    #[default]
     No,
     /// So many have not been needed since they were last looked at.
     Unused(usize),
 }
 
 /// Spare buffers of one event loop.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Pool {
     small: Vec<Vec<u8>>,
     large: Vec<Vec<u8>>,
@@ -53,27 +52,11 @@ pub struct Pool {
     /// The one that was used last is behind all others.
     bypasses: Vec<Bypass>,
     surplus: Surplus,
-    /// As many bypasses as there may be, spare ones and others.
+    /// As many bypasses as there may be, spare ones and others: none until the program says how many.
     most_bypasses: usize,
     ways: Ways,
     /// Each of them has one, wherever it is.
     alive: Arc<()>,
-}
-
-impl Default for Pool {
-    fn default() -> Pool {
-        Pool {
-            small: Vec::new(),
-            large: Vec::new(),
-            output: Vec::new(),
-            output_bytes: 0,
-            bypasses: Vec::new(),
-            surplus: Surplus::No,
-            most_bypasses: bypasses_of_loop(FILES, 1),
-            ways: Ways::Open,
-            alive: Arc::default(),
-        }
-    }
 }
 
 impl Pool {
@@ -410,6 +393,12 @@ mod tests {
         assert!(buffer.data.is_empty());
     }
 
+    /// A pool with so many bypasses.
+    #[cfg(target_os = "linux")]
+    fn pool(bypasses: usize) -> Pool {
+        Pool { most_bypasses: bypasses, ..Pool::default() }
+    }
+
     /// A socket, and the other end of its connection.
     #[cfg(target_os = "linux")]
     fn connected() -> (Transport, std::net::TcpStream) {
@@ -435,7 +424,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn what_goes_past_the_buffer_keeps_its_place() {
         use std::io::{Read, Write};
-        let (mut pool, mut out) = (Pool::default(), OutBuf::default());
+        let (mut pool, mut out) = (pool(1), OutBuf::default());
         let ((from, mut writer), (mut to, mut reader)) = (connected(), connected());
         writer.write_all(b"body, and the next head").unwrap();
         out.vec().extend_from_slice(b"head, ");
@@ -456,8 +445,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn there_are_so_many_ways_past_the_buffers_and_no_more() {
         use std::io::Write;
-        let mut pool = Pool::default();
-        pool.allow_bypasses(1);
+        let mut pool = pool(1);
         let (mut first, mut second) = (OutBuf::default(), OutBuf::default());
         let ((from, mut writer), (mut to, _reader)) = (connected(), connected());
         writer.write_all(b"abcdef").unwrap();
@@ -479,7 +467,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn where_the_system_does_not_move_bytes_they_are_to_be_read() {
         use std::io::Write;
-        let (mut pool, mut first, mut second) = (Pool::default(), OutBuf::default(), OutBuf::default());
+        let (mut pool, mut first, mut second) = (pool(2), OutBuf::default(), OutBuf::default());
         let ((from, mut writer), (mut to, _reader)) = (connected(), connected());
         writer.write_all(b"abcdef").unwrap();
         assert_eq!(pass(&mut second, &from, 2, &mut pool), Some(2));
@@ -500,7 +488,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn where_the_system_has_no_pipe_to_give_it_is_not_asked_again_for_a_while() {
-        let (mut pool, now) = (Pool::default(), Instant::default());
+        let (mut pool, now) = (pool(1), Instant::default());
         pool.ways = Ways::Scarce(now + BYPASS_AGAIN);
         assert!(pool.bypass(now).is_none());
         let bypass = pool.bypass(now + BYPASS_AGAIN);
@@ -514,9 +502,9 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn bypasses_that_nobody_needs_are_given_back_after_a_while() {
-        let (mut pool, now) = (Pool::default(), Instant::default());
-        assert!(!pool.has_surplus());
         let all = BYPASSES_SPARE + 3;
+        let (mut pool, now) = (pool(all), Instant::default());
+        assert!(!pool.has_surplus());
         let taken: Vec<_> = (0..all).map(|_| pool.bypass(now).unwrap()).collect();
         taken.into_iter().for_each(|bypass| pool.give_bypass(bypass));
         // It is said once.
