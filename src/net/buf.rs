@@ -89,9 +89,10 @@ impl Pool {
         bypass
     }
 
-    /// An empty one is of no more use to whoever had it.
+    /// An empty one is of no more use to whoever had it. One that came with a peer from another loop goes, for it counts there.
     fn give_bypass(&mut self, bypass: Bypass) {
         match self.ways {
+            _ if !bypass.is_of(&self.alive) => {}
             Ways::Open | Ways::Scarce(_) => self.bypasses.push(bypass),
             Ways::Closed => {}
         }
@@ -523,6 +524,15 @@ mod tests {
         pool.give_surplus_back();
         assert_eq!((pool.bypasses.len(), pool.has_surplus()), (BYPASSES_SPARE, false));
         assert_eq!(Arc::strong_count(&pool.alive), 1 + BYPASSES_SPARE);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_bypass_of_another_loop_is_not_kept() {
+        let (mut here, mut there, now) = (pool(1), pool(1), Instant::default());
+        here.give_bypass(there.bypass(now).unwrap());
+        assert!(here.bypasses.is_empty());
+        assert!(here.bypass(now).is_some() && there.bypass(now).is_some());
     }
 
     #[test]

@@ -23,7 +23,7 @@ mod linux {
         writer: OwnedFd,
         len: usize,
         /// By which its pool counts it.
-        _alive: Arc<()>,
+        alive: Arc<()>,
     }
 
     impl Bypass {
@@ -32,12 +32,17 @@ mod linux {
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
             // Where it may not grow it has what the system gave it: a user who has many pipes gets the smallest ones.
             let size = fcntl_setpipe_size(&writer, BYPASS_PIPE).or_else(|_| fcntl_getpipe_size(&writer)).ok()?;
-            (size >= BYPASS_LEAST).then(|| Bypass { reader, writer, len: 0, _alive: Arc::clone(alive) })
+            (size >= BYPASS_LEAST).then(|| Bypass { reader, writer, len: 0, alive: Arc::clone(alive) })
         }
 
         /// How many bytes are in it.
         pub fn load(&self) -> usize {
             self.len
+        }
+
+        /// Whether it is counted by this.
+        pub fn is_of(&self, alive: &Arc<()>) -> bool {
+            Arc::ptr_eq(&self.alive, alive)
         }
 
         /// Takes what `from` has, at most so many bytes. The pipe has to be empty: one that is full looks like a socket that
@@ -77,6 +82,11 @@ mod elsewhere {
 
         /// How many bytes are in it.
         pub fn load(&self) -> usize {
+            match *self {}
+        }
+
+        /// Of none.
+        pub fn is_of(&self, _: &Arc<()>) -> bool {
             match *self {}
         }
 
