@@ -126,14 +126,14 @@ pub const fn descriptors_kept(all: usize) -> usize {
 
 /// Pipes of the kernel by which bodies go past the memory of a program that may have so many descriptors. One is in use while a
 /// turn lasts, or until a slow reader has taken what is in it; where there is none left, a body is read and written as ever. Linux
-/// lets all pipes of a user have 64 MiB (`pipe-user-pages-soft`) and gives those beyond 8 KiB each: all of ours have a quarter of
+/// lets all pipes of a user have 64 MiB (`pipe-user-pages-soft`) and gives those beyond 8 KiB each: all of ours have half of
 /// that, at [`BYPASS_PIPE`] each.
 pub const fn bypasses(all: usize) -> usize {
     if all < 64 * 64 { all / 64 } else { 64 }
 }
 
 /// The share of one of so many loops, and no more than 16: as many readers of one loop may be slow before the bodies of others are
-/// copied, and an agent next to a relay takes another sixteenth of what their user may have.
+/// copied, and an agent next to a relay takes another eighth of what their user may have.
 pub const fn bypasses_of_loop(all: usize, loops: usize) -> usize {
     let share = bypasses(all) / loops;
     if share < 16 { share } else { 16 }
@@ -155,8 +155,9 @@ pub const BYPASSES_REST: Duration = Duration::from_secs(1);
 pub const BYPASS: usize = 512 * 1024;
 
 /// The size of such a pipe, as the kernel counts it: a whole page for each piece of a segment, which has a third of that on an
-/// Ethernet. Smaller than Linux lets one pipe be (1 MiB), for it counts what all pipes of a user have: see [`bypasses`].
-pub const BYPASS_PIPE: usize = 256 * 1024;
+/// Ethernet. Smaller than Linux lets one pipe be (1 MiB), for it counts what all pipes of a user have: see [`bypasses`]. A body of 1 GiB
+/// costs the same with either, and a seventh more with 256 KiB.
+pub const BYPASS_PIPE: usize = BYPASS;
 
 /// A pipe that got less than this is not worth having: a read takes as much at once, into a buffer of the size that Linux gives a new
 /// pipe.
