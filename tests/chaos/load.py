@@ -183,6 +183,9 @@ class Visitors:
                 mine.line = await Line.connect(self.address)
         except ConnectionRefusedError:
             return "refused", False
+        except ConnectionError:
+            # Let in by the system when nobody listens any more.
+            return "reset", False
         except OSError as error:
             return f"unconnected ({error.strerror})", False
         except Wrong as error:
