@@ -154,6 +154,8 @@ enum Follow {
     Yes,
     /// Not any more: the connection ends behind those that are there.
     NoMore,
+    /// None, and the connection ends behind the hints that are there.
+    Last,
 }
 
 /// As many as there are bits for, and one in progress.
@@ -163,6 +165,20 @@ const MOST_BEHIND: u8 = 31;
 pub const MOST_IN_LINE: usize = MOST_BEHIND as usize + 1;
 
 impl Line {
+    /// Whether the request in progress is one that others may follow, or could.
+    fn is_line(&self) -> bool {
+        matches!(self.state, Follow::Yes | Follow::NoMore)
+    }
+
+    /// No exchange follows those that are there.
+    fn end(&mut self) {
+        self.state = if self.is_line() { Follow::NoMore } else { Follow::Last };
+    }
+
+    fn is_ending(&self) -> bool {
+        matches!(self.state, Follow::NoMore | Follow::Last)
+    }
+
     fn has_room(&self) -> bool {
         self.state == Follow::Yes && self.count < MOST_BEHIND
     }
@@ -177,7 +193,7 @@ impl Line {
         self.count = self.count.checked_sub(1)?;
         let asked = if self.heads & 1 == 1 { Asked::Head } else { Asked::Other };
         self.heads >>= 1;
-        Some((asked, self.count == 0 && self.state == Follow::NoMore))
+        Some((asked, self.count == 0 && self.is_ending()))
     }
 }
 
@@ -638,7 +654,7 @@ impl Conn {
 
     /// Whether the request in progress is one that others may follow, or has followed such a one.
     pub fn is_in_line(&self) -> bool {
-        self.http().is_some_and(|http| http.behind.state != Follow::No)
+        self.http().is_some_and(|http| http.behind.is_line())
     }
 
     /// Whether [`Conn::send_ahead`] can be called now.
@@ -741,7 +757,7 @@ impl Conn {
     /// When an answer has begun, or none may be set aside.
     pub fn send_aside(&mut self, now: Instant, out: &mut Vec<u8>, name: &[u8]) -> Result<(), Error> {
         let State::Link(http) = &mut self.state else { return Err(Misuse::OutOfTurn.into()) };
-        if http.role != Role::Server || http.behind.state == Follow::No || http.theirs() != Phase::Done {
+        if http.role != Role::Server || !http.behind.is_line() || http.theirs() != Phase::Done {
             return Err(Misuse::OutOfTurn.into());
         }
         let mut exchange = http.exchange;
@@ -985,8 +1001,8 @@ impl Conn {
     pub fn do_not_keep(&mut self) {
         let idle = self.is_idle();
         let Some(http) = self.http_mut() else { return };
-        if http.behind.state != Follow::No || http.behind.count > 0 {
-            http.behind.state = Follow::NoMore;
+        if http.behind.is_line() || http.behind.count > 0 {
+            http.behind.end();
         }
         if http.behind.count > 0 {
             // Those who were asked for are answered.
@@ -1171,7 +1187,7 @@ impl Http {
     /// The next exchange begins: with a request that was asked already, if there is one.
     fn start_next(&mut self, now: Instant) {
         // Of a server's side, the next request may have begun to come.
-        if self.role == Role::Client || self.behind.state == Follow::No {
+        if self.role == Role::Client || !self.behind.is_line() {
             self.reading = Reading::HEAD;
         }
         self.asked = Asked::Other;
@@ -1198,7 +1214,7 @@ impl Http {
             && self.asked != Asked::Connect
             && self.theirs() == Phase::Done
             && self.behind.count < MOST_BEHIND
-            && self.behind.state != Follow::NoMore
+            && !self.behind.is_ending()
             && self.exchange.is_kept()
     }
 
@@ -1353,7 +1369,7 @@ impl Http {
                     fields.lists(Name::PtthAccept, upgrade::PING) || fields.lists(Name::Connection, b"close")
                 };
                 let ours = self.profile.is_ours() && head.status() == 102;
-                if ours && self.behind.state != Follow::No && head.fields.has(Name::PtthAside) {
+                if ours && self.behind.is_line() && head.fields.has(Name::PtthAside) {
                     self.exchange.make(Role::Server, Move::Response)?;
                     self.exchange.make(Role::Server, Move::End)?;
                     return Ok(Event::Aside);
