@@ -3,11 +3,14 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test that fails should say where")]
 
-use ptth_proto::conn::{Body, Closing, Config, Conn, Event, MOST_IN_LINE};
+mod words;
+
+use ptth_proto::conn::{Body, Closing, Config, Conn, MOST_IN_LINE};
 use ptth_proto::error::{CloseReason, Error, Fault};
 use ptth_proto::link::upgrade::Token;
 use ptth_proto::time::Instant;
 use ptth_proto::wire::head::Head;
+use words::word;
 
 const NOW: Instant = Instant::from_micros(0);
 
@@ -83,20 +86,7 @@ impl Link {
 fn hear(conn: &mut Conn, input: &mut Vec<u8>) -> Vec<&'static str> {
     let (mut head, mut words) = (Head::default(), Vec::new());
     while let (used, Some(event)) = conn.recv(NOW, input, &mut head, &Config::default()).unwrap() {
-        words.push(match event {
-            Event::Request(_) => "request",
-            Event::Offer(_) => "offer",
-            Event::Informational => "informational",
-            Event::Alive => "alive",
-            Event::Aside => "aside",
-            Event::Leaving => "leaving",
-            Event::Response(_) => "response",
-            Event::Turned => "turned",
-            Event::Switched => "switched",
-            Event::Data(_) => "data",
-            Event::End { .. } => "end",
-            Event::Closed => "closed",
-        });
+        words.push(word(&event));
         input.drain(..used);
     }
     words

@@ -3,6 +3,8 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test that fails should say where")]
 
+mod words;
+
 use std::time::Duration;
 
 use ptth_proto::conn::{Body, Closing, Config, Conn, Event};
@@ -11,6 +13,7 @@ use ptth_proto::limits::{Deadlines, Wait};
 use ptth_proto::link::upgrade::Token;
 use ptth_proto::time::Instant;
 use ptth_proto::wire::head::Head;
+use words::word;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -26,20 +29,7 @@ impl End {
     fn hear(&mut self, now: Instant) -> Result<Option<&'static str>, Error> {
         let mut head = Head::default();
         let (used, event) = self.conn.recv(now, &self.input, &mut head, &Config::default())?;
-        let word = event.map(|event| match event {
-            Event::Request(_) => "request",
-            Event::Offer(_) => "offer",
-            Event::Informational => "informational",
-            Event::Alive => "alive",
-            Event::Aside => "aside",
-            Event::Leaving => "leaving",
-            Event::Response(_) => "response",
-            Event::Turned => "turned",
-            Event::Switched => "switched",
-            Event::Data(_) => "data",
-            Event::End { .. } => "end",
-            Event::Closed => "closed",
-        });
+        let word = event.map(|event| word(&event));
         self.input.drain(..used);
         Ok(word)
     }
