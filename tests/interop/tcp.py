@@ -48,6 +48,12 @@ class Tunnels(Started):
         agent.wait_for(rf"^http://{name}\.")
         return agent
 
+    def memory(self):
+        """Resident bytes of each program that still runs."""
+        pids = [program.child.pid for program in self.started if program.child.poll() is None]
+        status = [pathlib.Path(f"/proc/{pid}/status").read_text() for pid in pids]
+        return [int(re.search(r"VmRSS:\s+(\d+)", text)[1]) * 1024 for text in status]
+
     def dial(self, name):
         visitor = socket.create_connection((HOST, self.ports[name]), 30)
         visitor.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -211,11 +217,14 @@ def copies(tunnels, peer, title, checks):
             list(pool.map(back, range(50)))
 
     with checks.check(f"{title}: a visitor that doesn't read holds the server up, and gets all in the end"):
-        before = peer.sent
+        before, memory = peer.sent, tunnels.memory()
         with tunnels.dial("copy") as visitor:
             visitor.sendall(b"S")
             until("the server is held up", lambda: peer.sent > before and standing(lambda: peer.sent))
+            # How much the sockets on the way take is the system's affair, up to tens of MiB where it lets them; our part is small.
             that(peer.sent - before < ALL[1], f"{(peer.sent - before) // MIB} MiB went into somebody's memory")
+            grown = [now - then for now, then in zip(tunnels.memory(), memory, strict=True)]
+            that(max(grown) < 4 * MIB, f"relay or agents have grown by {max(grown) // 1024} KiB")
             same(heard(visitor), ALL, "what came")
 
     with checks.check(f"{title}: a reset ends the other side, whichever sends it"):
