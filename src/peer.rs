@@ -432,12 +432,12 @@ impl Peer {
         !unread
     }
 
-    /// Bytes are about to be appended to the output: the patience with an idle taker starts now.
-    pub fn prepare(&mut self, now: Instant, pool: &mut Pool) {
+    /// Some so many bytes are about to be appended to the output: the patience with an idle taker starts now.
+    pub fn prepare(&mut self, more: usize, now: Instant, pool: &mut Pool) {
         if self.output.is_empty() {
             self.took = now;
-            self.output.prepare(pool);
         }
+        self.output.prepare(more, pool);
     }
 
     /// It carries bytes without messages from now on: no patience from before holds, and its reader may rest.

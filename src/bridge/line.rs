@@ -55,7 +55,7 @@ impl<S: Side> Bridge<S> {
     pub(super) fn attach_behind(&mut self, core: &mut Core, id: usize, back: Token) {
         let Some(exchange) = self.exchanges.waiting_mut(id) else { return };
         let room = |peer: &&mut Peer| peer.is_alive() && peer.conn.has_room_behind();
-        let Some(peer) = core.tell(back).filter(room) else {
+        let Some(peer) = core.tell_much(back, exchange.head.size()).filter(room) else {
             exchange.lane = Lane::Own;
             return self.orders.push(Order::Assign(id));
         };

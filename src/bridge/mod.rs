@@ -552,7 +552,8 @@ impl<S: Side> Bridge<S> {
         core.read_on(back);
         let until = now + core.config.deadlines.aside;
         let is_raw = |peer: &Peer| exchange.kind == Kind::Connect && peer.conn.is_tunnel() && peer.is_alive();
-        let Some(peer) = core.tell(back).filter(|peer| peer.can_be_asked() || is_raw(peer)) else {
+        let Some(peer) = core.tell_much(back, exchange.head.size()).filter(|peer| peer.can_be_asked() || is_raw(peer))
+        else {
             self.orders.push(Order::Assign(id));
             return;
         };

@@ -17,9 +17,10 @@ const LARGE: usize = 64 * 1024;
 /// Spare buffers that the pool keeps of each size: 1 MiB of small ones, 1 MiB of large ones.
 const SPARE_SMALL: usize = 256;
 const SPARE_LARGE: usize = 16;
-/// Bytes of spare buffers for output, which grow as they have to. In bytes, because one that has grown is worth keeping: the next
-/// crowd on one link would have to let another grow.
-const SPARE_OUTPUT: usize = 4 * 1024 * 1024;
+/// Bytes of spare buffers for output, which grow as they have to, and of those that have grown. In bytes, because one that has grown
+/// is worth keeping: the next crowd on one link would have to let another grow.
+const SPARE_OUTPUT: usize = 1024 * 1024;
+const SPARE_GROWN: usize = 3 * 1024 * 1024;
 
 /// Whether there are ways past the buffers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,14 +42,38 @@ enum Surplus {
     Unused(usize),
 }
 
+/// Spare buffers that are counted by their bytes.
+#[derive(Debug, Default)]
+struct Spare {
+    buffers: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Spare {
+    fn take(&mut self) -> Option<Vec<u8>> {
+        let buffer = self.buffers.pop()?;
+        self.bytes -= buffer.capacity();
+        Some(buffer)
+    }
+
+    /// Keeps it, unless that would be more than `most` bytes.
+    fn give(&mut self, buffer: Vec<u8>, most: usize) {
+        if self.bytes + buffer.capacity() <= most {
+            self.bytes += buffer.capacity();
+            self.buffers.push(buffer);
+        }
+    }
+}
+
 /// Spare buffers of one event loop.
 #[derive(Debug, Default)]
 pub struct Pool {
     small: Vec<Vec<u8>>,
     large: Vec<Vec<u8>>,
-    output: Vec<Vec<u8>>,
-    /// Bytes of those.
-    output_bytes: usize,
+    output: Spare,
+    /// Those that have grown. They go to those alone who have much to say: if they went to everybody in turn, each spare buffer would
+    /// be grown once by the few that have, and 64 visitors would cost an agent 2 MiB.
+    grown: Spare,
     /// The one that was used last is behind all others.
     bypasses: Vec<Bypass>,
     surplus: Surplus,
@@ -128,6 +153,20 @@ impl Pool {
     fn take(&mut self, size: usize) -> Vec<u8> {
         let spare = if size == SMALL { &mut self.small } else { &mut self.large };
         spare.pop().unwrap_or_else(|| vec![0; size])
+    }
+
+    /// An empty buffer for output.
+    fn take_output(&mut self, much: bool) -> Vec<u8> {
+        let grown = if much { self.grown.take() } else { None };
+        grown.or_else(|| self.output.take()).unwrap_or_else(|| Vec::with_capacity(SMALL))
+    }
+
+    fn give_output(&mut self, buffer: Vec<u8>) {
+        match buffer.capacity() {
+            ..=SMALL => self.output.give(buffer, SPARE_OUTPUT),
+            bytes if bytes <= 4 * LARGE => self.grown.give(buffer, SPARE_GROWN),
+            _ => {}
+        }
     }
 
     fn give(&mut self, buffer: Vec<u8>) {
@@ -345,16 +384,21 @@ impl OutBuf {
         }
     }
 
-    /// Takes a buffer from the pool when there is none.
-    pub fn prepare(&mut self, pool: &mut Pool) {
+    /// Takes a buffer from the pool when there is none, or a larger one for what won't have room in a small one: some `more` bytes are
+    /// about to be appended.
+    pub fn prepare(&mut self, more: usize, pool: &mut Pool) {
+        // The rest is for what a head is longer than the one that it was made of.
+        let much = self.data.len() + more > SMALL / 4 * 3;
         if self.data.capacity() == 0 {
-            self.data = match pool.output.pop() {
-                Some(spare) => {
-                    pool.output_bytes -= spare.capacity();
-                    spare
-                }
-                None => Vec::with_capacity(SMALL),
-            };
+            self.data = pool.take_output(much);
+        } else if much
+            && self.data.capacity() <= SMALL
+            && let Some(mut grown) = pool.grown.take()
+        {
+            grown.extend_from_slice(&self.data);
+            std::mem::swap(&mut self.data, &mut grown);
+            grown.clear();
+            pool.give_output(grown);
         }
     }
 
@@ -364,12 +408,7 @@ impl OutBuf {
             pool.give_bypass(bypass);
         }
         if self.data.is_empty() && self.data.capacity() > 0 {
-            let buffer = std::mem::take(&mut self.data);
-            let bytes = buffer.capacity();
-            if bytes <= 4 * LARGE && pool.output_bytes + bytes <= SPARE_OUTPUT {
-                pool.output_bytes += bytes;
-                pool.output.push(buffer);
-            }
+            pool.give_output(std::mem::take(&mut self.data));
         }
     }
 }
@@ -535,10 +574,36 @@ mod tests {
         assert!(here.bypass(now).is_some() && there.bypass(now).is_some());
     }
 
+    /// 64 that say little and now and then four that say much, piece by piece, given back in another order each time: only four
+    /// buffers ever grow.
+    #[test]
+    fn only_who_has_much_to_say_gets_a_buffer_that_has_grown() {
+        let (mut pool, mut outs) = (Pool::default(), Vec::new());
+        outs.resize_with(68, OutBuf::default);
+        for turn in 0..200 {
+            for (i, out) in outs.iter_mut().enumerate() {
+                for n in 0..if i % 17 == 0 { 20 } else { 1 } {
+                    out.prepare(1200, &mut pool);
+                    out.vec().resize((n + 1) * 1300, n as u8);
+                    assert!((0..=n).all(|n| out.bytes()[n * 1300..][..1300].iter().all(|byte| *byte == n as u8)));
+                }
+            }
+            outs.rotate_left(turn % 68);
+            for out in &mut outs {
+                out.consume(out.len());
+                out.release(&mut pool);
+            }
+        }
+        assert_eq!((pool.output.buffers.len(), pool.grown.buffers.len()), (64, 4));
+        for spare in [&pool.output, &pool.grown] {
+            assert_eq!(spare.bytes, spare.buffers.iter().map(Vec::capacity).sum::<usize>());
+        }
+    }
+
     #[test]
     fn output_keeps_its_order_over_short_writes() {
         let (mut pool, mut out) = (Pool::default(), OutBuf::default());
-        out.prepare(&mut pool);
+        out.prepare(0, &mut pool);
         let bytes: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
         out.vec().extend_from_slice(&bytes);
         let mut seen = Vec::new();

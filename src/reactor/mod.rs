@@ -289,10 +289,15 @@ impl Core {
 
     /// A peer that is about to be told something, and is touched by that.
     pub fn tell(&mut self, token: Token) -> Option<&mut Peer> {
+        self.tell_much(token, 0)
+    }
+
+    /// The same for some so many bytes.
+    pub fn tell_much(&mut self, token: Token, bytes: usize) -> Option<&mut Peer> {
         self.touch(token);
         let Core { peers, pool, now, .. } = self;
         let peer = peers.get_mut(token)?;
-        peer.prepare(*now, pool);
+        peer.prepare(bytes, *now, pool);
         Some(peer)
     }
 
@@ -306,7 +311,7 @@ impl Core {
                 touched.push(token);
             }
         }
-        sink.prepare(*now, pool);
+        sink.prepare(source.input.len(), *now, pool);
         Some((source, sink, head, &*config))
     }
 

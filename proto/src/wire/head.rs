@@ -161,6 +161,11 @@ impl Head {
         self.fields.memory()
     }
 
+    /// Bytes of the whole head, as it came.
+    pub fn size(&self) -> usize {
+        self.fields.bytes.len()
+    }
+
     /// The request's method; empty for a response.
     pub fn method(&self) -> &[u8] {
         match self.start {
