@@ -60,9 +60,6 @@ const ROUNDS: usize = 8;
 /// How often in one turn the poll is asked again before what was gathered is written.
 const GATHERS: usize = 2;
 
-/// Timers of peers that are gone, before the queue is rid of them: too few to be worth the walk below this.
-const STALE_TIMERS: usize = 1024;
-
 /// Tokens above all places in the table.
 const SIGNALS: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2);
@@ -176,7 +173,6 @@ pub struct Core {
     peers: Slots<Peer>,
     registry: Registry,
     timers: Timers<Key>,
-    stale_timers: usize,
     listeners: Vec<Listener>,
     accept: Accept,
     /// When there were last no descriptors left.
@@ -385,7 +381,9 @@ impl Core {
     /// Takes a peer out of this loop, to be handed to another one. Its token is stale from now on.
     pub fn detach(&mut self, token: Token) -> Option<Box<Peer>> {
         let mut peer = self.peers.remove(token)?;
-        self.stale_timers += usize::from(peer.armed.is_some());
+        if peer.armed.is_some() {
+            self.timers.leave_behind();
+        }
         self.buffered -= std::mem::take(&mut peer.counted);
         peer.leave(&self.registry);
         Some(Box::new(peer))
@@ -454,7 +452,6 @@ impl<A: App> Reactor<A> {
             peers: Slots::default(),
             registry,
             timers: Timers::default(),
-            stale_timers: 0,
             listeners: Vec::new(),
             accept: Accept::Open,
             said_full: None,
@@ -655,7 +652,9 @@ impl<A: App> Reactor<A> {
             if let Some((at, _)) = peer.deadline(&core.config.deadlines)
                 && peer.armed.is_none_or(|armed| at < armed)
             {
-                peer.armed = Some(at);
+                if peer.armed.replace(at).is_some() {
+                    core.timers.leave_behind();
+                }
                 core.timers.set(at, Key::Peer(token));
             }
             if room {
@@ -710,15 +709,16 @@ impl<A: App> Reactor<A> {
                 other.hang_up();
                 core.step_again(twin);
             }
-            core.stale_timers += usize::from(peer.armed.is_some());
+            if peer.armed.is_some() {
+                core.timers.leave_behind();
+            }
             app.gone(core, token, peer);
         }
-        // Visitors that come for one request leave a deadline each behind: a minute's worth of them would be a lot.
-        if core.stale_timers > STALE_TIMERS && core.stale_timers > core.timers.len() / 2 {
-            core.stale_timers = 0;
-            let peers = &core.peers;
-            core.timers.retain(|key| !matches!(key, Key::Peer(token) if peers.get(*token).is_none()));
-        }
+        let Core { peers, timers, .. } = core;
+        timers.tidy(|at, key| match key {
+            Key::Peer(token) => peers.get(*token).is_some_and(|peer| peer.armed == Some(at)),
+            Key::Accept | Key::Surplus | Key::App(_) => true,
+        });
     }
 }
 
