@@ -54,15 +54,24 @@ impl Relay {
     /// Requests wait for a link: an agent of ours is told so where it can be, on one that is busy. It may have some on the way to it that
     /// look idle from its side, and would make more one by one.
     pub(super) fn tell_of_waiting(&mut self, core: &mut Core, tunnel: usize) {
-        let Some((link, waiting)) = self.tunnels.tell(tunnel, core.now) else { return };
-        let Some(peer) = core.tell(link).filter(|peer| peer.is_alive() && peer.conn.can_hint()) else { return };
-        match peer.conn.send_hint(peer.output.vec(), |fields| say_wanted(fields, waiting)) {
-            Ok(()) => {
-                peer.line.push(NOBODY);
-                self.tunnels.was_told(tunnel, core.now);
-            }
+        let Some(wanted) = self.tunnels.crowd(tunnel, core.now) else { return };
+        let several = self.workers.are_several();
+        let all = if several { self.workers.are_waiting(self.tunnels.name(tunnel), wanted) } else { wanted };
+        if self.say_wanted(core, tunnel, all) || several && self.workers.let_tell(self.tunnels.name(tunnel)) {
+            self.tunnels.was_told(tunnel, wanted, core.now);
+        }
+    }
+
+    /// Asks an agent for so many links. False when there is no link on which that could be said.
+    pub(super) fn say_wanted(&mut self, core: &mut Core, tunnel: usize, wanted: usize) -> bool {
+        let Some(link) = self.tunnels.last(tunnel) else { return false };
+        let Some(peer) = core.tell(link).filter(|peer| peer.is_alive() && peer.conn.can_hint()) else { return false };
+        let said = peer.conn.send_hint(peer.output.vec(), |fields| say_wanted(fields, wanted));
+        match &said {
+            Ok(()) => peer.line.push(NOBODY),
             Err(error) => log::error!("an agent could not be told of waiting requests: {error}"),
         }
+        said.is_ok()
     }
 
     /// What an exchange that is over says of the next ones of its tunnel.

@@ -410,10 +410,10 @@ impl Side for Relay {
         core.step_again(exchange.front);
         self.tunnels
             .wait(tunnel, Waiting { id, since: exchange.started, agent: has_it, may_line: suits_a_line(exchange) });
-        self.tell_of_waiting(core, tunnel);
         if has_it.is_none() && self.tunnels.waiting_for_any(tunnel) == 1 {
             self.begins_to_wait(tunnel);
         }
+        self.tell_of_waiting(core, tunnel);
         Assign::Later
     }
 
@@ -844,6 +844,10 @@ impl Relay {
                 }
                 // Orders are followed from the last one.
                 orders[first..].reverse();
+            }
+            Word::Tell(name) => {
+                let Some(tunnel) = self.tunnels.find(&name) else { return };
+                self.say_wanted(core, tunnel, self.workers.all_waiting(&name));
             }
         }
     }

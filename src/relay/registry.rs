@@ -19,11 +19,11 @@ const MOST_TRUST: usize = 64;
 /// and this much a long or a slow one costs: one in twenty is borne.
 const SLOW_COSTS: usize = 20;
 
-/// When an agent was told how many requests wait, and how many links it had.
+/// When an agent was told that requests wait, for how many links it was asked, and how many it had.
 #[derive(Clone, Copy, Debug, Default)]
 struct Told {
     at: Instant,
-    waiting: usize,
+    wanted: usize,
     links: usize,
 }
 
@@ -31,7 +31,7 @@ struct Told {
 const TELL_ANEW: Duration = Duration::from_secs(5);
 /// How soon an agent is told again that requests wait, when they are hardly more: a link may be as long in the making.
 const TELL_AGAIN: Duration = Duration::from_millis(200);
-/// What part of them makes them more: a crowd of 100 is told of some 20 times while it gathers.
+/// So many of those who wait are taken to be followed by one more: a crowd of 100 is told of some 14 times while it gathers.
 const TELL_MORE: usize = 4;
 
 /// What became of a new link.
@@ -292,22 +292,27 @@ impl Registry {
         }
     }
 
-    /// A request waits: the link on which an agent is to be told of how many, if it is time for that.
-    pub fn tell(&mut self, tunnel: usize, now: Instant) -> Option<(Token, usize)> {
-        let tunnel = self.get_mut(tunnel)?;
+    /// A request waits: for how many links an agent is to be asked, if it is time for that. A crowd that gathers is hardly over, and to
+    /// tell the agent of each would take longer than the links: so there are more of them than there are requests.
+    pub fn crowd(&self, tunnel: usize, now: Instant) -> Option<usize> {
+        let tunnel = self.get(tunnel)?;
         let waiting = tunnel.waiting.len();
-        let Told { at, waiting: told, links } = tunnel.told;
+        let Told { at, links, wanted } = tunnel.told;
         let passed = now.since(at);
-        let are_more = waiting > told + told / TELL_MORE;
         // Where no link came of the last word, none will come of the next one soon.
         let has_helped = passed >= TELL_AGAIN && tunnel.links != links;
-        (are_more || has_helped || passed >= TELL_ANEW).then_some((tunnel.last?, waiting))
+        (waiting > wanted || has_helped || passed >= TELL_ANEW).then_some(waiting + waiting / TELL_MORE)
     }
 
-    /// It was told.
-    pub fn was_told(&mut self, tunnel: usize, now: Instant) {
+    /// The link that was given a request last.
+    pub fn last(&self, tunnel: usize) -> Option<Token> {
+        self.get(tunnel)?.last
+    }
+
+    /// The agent was asked for so many.
+    pub fn was_told(&mut self, tunnel: usize, wanted: usize, now: Instant) {
         if let Some(tunnel) = self.get_mut(tunnel) {
-            tunnel.told = Told { at: now, waiting: tunnel.waiting.len(), links: tunnel.links };
+            tunnel.told = Told { at: now, wanted, links: tunnel.links };
         }
     }
 

@@ -8,16 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::reactor::Mailbox;
 
-/// A tunnel's links, and whether requests wait for one, by worker.
+/// A tunnel's links, and how many requests wait for one, by worker: 0 where none does, and else so many as the worker said last.
 #[derive(Debug)]
 struct Entry {
     links: Vec<usize>,
-    waiting: Vec<bool>,
+    waiting: Vec<usize>,
 }
 
 impl Entry {
     fn is_empty(&self) -> bool {
-        self.links.iter().all(|links| *links == 0) && !self.waiting.contains(&true)
+        self.links.iter().chain(&self.waiting).all(|number| *number == 0)
     }
 }
 
@@ -32,6 +32,8 @@ pub enum Word {
     Wanted(String, usize),
     /// That worker has so many idle links of this tunnel: send it a request for each.
     Send(String, usize, usize),
+    /// Requests wait for links of this tunnel on a worker that has none on which it could tell the agent.
+    Tell(String),
 }
 
 /// What all workers know of each other.
@@ -100,7 +102,7 @@ impl Workers {
         let workers = self.mailboxes().len().max(1);
         let mut tunnels = self.tunnels();
         if !tunnels.contains_key(tunnel) {
-            tunnels.insert(tunnel.into(), Entry { links: vec![0; workers], waiting: vec![false; workers] });
+            tunnels.insert(tunnel.into(), Entry { links: vec![0; workers], waiting: vec![0; workers] });
         }
         if let Some(entry) = tunnels.get_mut(tunnel) {
             change(entry);
@@ -201,7 +203,8 @@ impl Workers {
     pub fn begin_to_wait(&self, tunnel: &str) {
         let mut asked = Vec::new();
         self.change(tunnel, |entry| {
-            if !std::mem::replace(&mut entry.waiting[self.me], true) {
+            if entry.waiting[self.me] == 0 {
+                entry.waiting[self.me] = 1;
                 self.directory.waiting.fetch_add(1, Ordering::Relaxed);
             }
             asked = (0..entry.links.len()).filter(|w| *w != self.me && entry.links[*w] > 0).collect();
@@ -214,10 +217,34 @@ impl Workers {
     /// The last one that waited here waits no more.
     pub fn cease_to_wait(&self, tunnel: &str) {
         self.change(tunnel, |entry| {
-            if std::mem::replace(&mut entry.waiting[self.me], false) {
+            if std::mem::take(&mut entry.waiting[self.me]) > 0 {
                 self.directory.waiting.fetch_sub(1, Ordering::Relaxed);
             }
         });
+    }
+
+    /// So many wait here by now, where [`Workers::begin_to_wait`] was called. Gives how many that makes on all workers.
+    pub fn are_waiting(&self, tunnel: &str, here: usize) -> usize {
+        let mut tunnels = self.tunnels();
+        let Some(entry) = tunnels.get_mut(tunnel) else { return here };
+        if entry.waiting[self.me] > 0 {
+            entry.waiting[self.me] = here;
+        }
+        here + (0..entry.waiting.len()).filter(|w| *w != self.me).map(|w| entry.waiting[w]).sum::<usize>()
+    }
+
+    /// How many wait on all workers, as far as they have said so.
+    pub fn all_waiting(&self, tunnel: &str) -> usize {
+        self.tunnels().get(tunnel).map_or(0, |entry| entry.waiting.iter().sum())
+    }
+
+    /// Has another worker tell the agent of those that wait. False when there is none that could.
+    pub fn let_tell(&self, tunnel: &str) -> bool {
+        let other = self.who_has(tunnel);
+        if let Some(mailbox) = &other {
+            mailbox.send(crate::reactor::Message::Word(Box::new(Word::Tell(tunnel.into()))));
+        }
+        other.is_some()
     }
 
     /// A link is idle here and nobody waits for it here: asks a worker where somebody does for a request.
@@ -228,7 +255,7 @@ impl Workers {
         let worker = {
             let tunnels = self.tunnels();
             let Some(entry) = tunnels.get(tunnel) else { return };
-            (0..entry.waiting.len()).find(|w| *w != self.me && entry.waiting[*w])
+            (0..entry.waiting.len()).find(|w| *w != self.me && entry.waiting[*w] > 0)
         };
         if let Some(mailbox) = worker.and_then(|worker| self.mailbox(worker)) {
             mailbox.send(crate::reactor::Message::Word(Box::new(Word::Send(tunnel.into(), self.me, 1))));

@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 use std::thread;
 
-use crate::support::link::link;
+use crate::support::link::{link, link_lines};
 use crate::support::upstream::{After, Upstream};
 use crate::support::wire::{Wire, get, ok};
 use crate::support::{Agent, PATIENCE, Part, Relay, carries, eventually, relay_command};
@@ -109,6 +109,37 @@ fn requests_that_wait_anywhere_are_served_by_a_link_that_comes_anywhere() {
     }
     assert_eq!(sender.response("POST").text(), "fine");
     sending.join().unwrap();
+}
+
+/// Its links may be on other workers than they.
+#[test]
+fn an_agent_is_told_of_all_who_wait_on_whatever_worker() {
+    const WAIT: usize = 38;
+    let relay = relay(&["--timeout", "link=60s"]);
+    let (told, heard) = mpsc::channel();
+    for _ in 0..2 {
+        let (mut link, told) = (link_lines(&relay, "demo", 1), told.clone());
+        thread::spawn(move || {
+            while let Ok(Some(request)) = link.try_request() {
+                if let Some(wanted) =
+                    request.head.all("Ptth-Accept").iter().find_map(|word| word.strip_prefix("wanted="))
+                {
+                    assert_eq!(request.head.start, "OPTIONS * HTTP/1.1");
+                    let _ = told.send(wanted.parse::<usize>().unwrap());
+                }
+            }
+        });
+    }
+    let mut visitors: Vec<Wire> = (0..2 + WAIT).map(|_| relay.visitor()).collect();
+    for visitor in &mut visitors {
+        visitor.send("DELETE / HTTP/1.1\r\nHost: demo.localhost\r\n\r\n");
+    }
+    let mut most = 0;
+    while most < WAIT {
+        most = heard.recv_timeout(PATIENCE).expect("word of all who wait").max(most);
+    }
+    // A crowd that gathers is taken to be a quarter larger.
+    assert!(most <= WAIT + WAIT / 4, "{most}");
 }
 
 #[test]
