@@ -37,7 +37,7 @@ fmt: ## Format the code
 bench: ## Measure everything, beside nginx, bore, rathole and ptth, into docs/bench (installs them; forty minutes)
 	benches/setup.sh
 	cargo build --release
-	failed=0; for bench in "tunnels --all" roads growth memory workers; do set -- $$bench; name=$$1; shift; \
+	failed=0; for bench in "tunnels --all" roads growth memory workers shares; do set -- $$bench; name=$$1; shift; \
 	  python3 -B benches/$$name.py "$$@" --write || failed=1; done; exit $$failed
 
 cost: ## Count what a request costs: system calls and instructions of either program (needs strace and valgrind)
