@@ -847,7 +847,10 @@ impl Relay {
             }
             Word::Tell(name) => {
                 let Some(tunnel) = self.tunnels.find(&name) else { return };
-                self.say_wanted(core, tunnel, self.workers.all_waiting(&name));
+                let wanted = self.workers.all_waiting(&name);
+                if wanted > 0 {
+                    self.say_wanted(core, tunnel, wanted);
+                }
             }
         }
     }
