@@ -43,17 +43,24 @@ class Process:
     """A program to be started: `listens` must accept before the next one is, `at` is where it runs, `cores` are its own."""
 
     def __init__(self, command, listens=None, at=None, cores=None):
-        self.command = ["taskset", "-c", cores, *command] if cores else command
+        self.command = on(cores, command)
         self.name = pathlib.Path(command[0]).name
         self.listens = listens
         self.at = at
 
 
-class Running:
-    """Programs that we started. Leaving the `with` block ends them, by their ids, and nothing else."""
+def on(cores, command):
+    """A command that keeps to these cores, if there are such."""
+    return ["taskset", "-c", cores, *command] if cores else command
 
-    def __init__(self, folder):
+
+class Running:
+    """Programs that we started, on these cores if any are named. Leaving the `with` block ends them, by their ids, and nothing
+    else."""
+
+    def __init__(self, folder, cores=None):
         self.folder = folder
+        self.cores = cores
         self.children = []
         self.logs = []
 
@@ -75,7 +82,8 @@ class Running:
         self.logs.append(self.folder / f"{process.name}-{len(self.logs)}.log")
         with open(self.logs[-1], "wb") as log:
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-            self.children.append(subprocess.Popen(process.command, cwd=process.at, **streams))
+            command = on(self.cores, process.command)
+            self.children.append(subprocess.Popen(command, cwd=process.at, **streams))
         if process.listens:
             self.wait_until(lambda: accepts(process.listens))
         if ready:
@@ -247,12 +255,19 @@ def nginx_origin(folder, port):
     return nginx(folder / "nginx-origin", port, block)
 
 
+def pin(running, cores):
+    """Has these programs run on some cores: FIRST or FIRST-LAST, all if none are named."""
+    first, _, last = (cores or f"0-{os.cpu_count() - 1}").partition("-")
+    for pid in families(*running.ids()):
+        os.sched_setaffinity(pid, range(int(first), int(last or first) + 1))
+
+
 # --- the load generator -----------------------------------------------------------------------------------------------
 
 
-def wrk_command(port, path, conns, seconds, *more):
+def wrk_command(port, path, conns, seconds, *more, cores=None):
     url = f"http://{HOST}:{port}{path}"
-    return ["wrk", "-t1", f"-c{conns}", f"-d{seconds}s", "--timeout", "10s", "--latency", *more, url]
+    return on(cores, ["wrk", "-t1", f"-c{conns}", f"-d{seconds}s", "--timeout", "10s", "--latency", *more, url])
 
 
 CLOSE = ["-H", "Connection: close"]
@@ -260,7 +275,7 @@ CLOSE = ["-H", "Connection: close"]
 
 def wrk(port, path, conns, seconds, *more, cores=None):
     """Loads the system for some seconds: requests, errors, and how long one took in milliseconds."""
-    command = Process(wrk_command(port, path, conns, seconds, *more), cores=cores).command
+    command = wrk_command(port, path, conns, seconds, *more, cores=cores)
     out = subprocess.run(command, capture_output=True, text=True).stdout
     total = re.search(r"(\d+) requests in ([\d.]+\w+),", out)
     latency = {p: re.search(rf"(?m)^\s+{p}%\s+(\S+)", out) for p in ("50", "99")}

@@ -9,12 +9,13 @@ dialects. `benches/setup.sh` installs the others; ours is `cargo build --release
     benches/tunnels.py --bulk                       and one body of 1 GiB
     benches/tunnels.py --close                      a new connection for each request
     benches/tunnels.py --path /100k --conns 1       another file, another number of visitors
+    benches/tunnels.py --conns 1 --one-core         everything on one core, origin and load generator too
     benches/tunnels.py --all --rounds 1 --secs 1    every shape of load, shortly
     benches/tunnels.py --all --write                every shape of load, into docs/bench/latest.md and latest.svg
 
 The systems run in turn within each round, so that a slow minute of the machine hits all of them, and each figure is
 the median of the rounds. CPU time and memory are those of the tunnel's own processes: neither the origin's nor the
-load generator's. Everything shares the machine's cores, as it does wherever such figures are compared.
+load generator's. Everything shares the machine's cores, as it does wherever such figures are compared, or one of them.
 """
 import argparse
 import dataclasses
@@ -22,11 +23,12 @@ import pathlib
 import re
 import shlex
 import subprocess
+import sys
 import tempfile
 
 import charts
 from common import CLOSE, FILES, GIB, HOST, MIB, REPORTS, ROOT, SIZES, Others, Running, Trouble
-from common import answers, medians, prepare, stage, wrk, wrk_command
+from common import answers, medians, on, pin, prepare, stage, wrk, wrk_command
 from common import markdown, say, show, write, written_by
 from systems import SYSTEMS, TITLES, System
 
@@ -42,18 +44,32 @@ class Shape:
     conns: int = 64
     close: bool = False
     bulk: bool = False
+    one_core: bool = False
 
     def title(self):
         visitors = "1 connection" if self.conns == 1 else f"{self.conns} connections"
         kept = ", a new one for each request" if self.close else ""
-        return f"{SIZES[self.path]} bodies, {visitors}{kept}"
+        where = ", everything on one core" if self.one_core else ""
+        return f"{SIZES[self.path]} bodies, {visitors}{kept}{where}"
+
+    def cores(self):
+        """Where everything runs, the origin and the load generator too; None is wherever the system puts it."""
+        return "0" if self.one_core else None
 
     def goals(self):
-        """What ours is to reach. That of the large body holds whatever else is asked for."""
-        return GOALS.get(dataclasses.replace(self, bulk=False), {}) | (BULK_GOALS if self.bulk else {})
+        """What ours is to reach. That of the large body holds whatever else is asked for, but not on one core."""
+        large = BULK_GOALS if self.bulk and not self.one_core else {}
+        return GOALS.get(dataclasses.replace(self, bulk=False), {}) | large
 
 
-ALL_SHAPES = [Shape(bulk=True), Shape(close=True), Shape(conns=1), Shape(path="/100k"), Shape(conns=1000)]
+ALL_SHAPES = [
+    Shape(bulk=True),
+    Shape(close=True),
+    Shape(conns=1),
+    Shape(conns=1, one_core=True),
+    Shape(path="/100k"),
+    Shape(conns=1000),
+]
 
 # What ours is to reach in each shape of load, both processes together: at least for what is better more, at most for the rest. They
 # were set on a machine of 2 cores on which the origin alone answers some 65,000 requests a second of the first shape.
@@ -84,24 +100,31 @@ DOUBTS = {"errors", "failed", "others"}
 # What the origin alone does not have: there is no process of a tunnel to count.
 TUNNEL_ONLY = {"cpu_us", "cpu_s_gib", "rss_mib"}
 # Who is in the picture, by a short name: beside those that poll, all others would look alike.
-DRAWN = {"origin": "the origin alone", "nginx": "nginx (one hop)", "bore": "bore", "rathole": "rathole", "ours": "ours"}
+DRAWN = {
+    "origin": "the origin alone",
+    "nginx": "nginx (one hop)",
+    "bore": "bore",
+    "rathole": "rathole",
+    "ours": "ours",
+}
 
 
 # --- one measurement --------------------------------------------------------------------------------------------------
 
 
-def measure(make, folder, origin, origin_port, shape, seconds):
-    with Running(folder) as running:
-        system = make(folder, origin_port)
+def measure(name, folder, origin, origin_port, shape, seconds):
+    pin(origin, shape.cores())
+    with Running(folder, shape.cores()) as running:
+        system = SYSTEMS[name](folder, origin_port)
         for process in system.processes:
             running.start(process)
         running.wait_until(lambda: answers(system.port, system.prefix))
 
         load = [system.port, system.prefix + shape.path, shape.conns]
         close = CLOSE if shape.close else []
-        wrk(*load, 1, *close)  # Warm: connections made, buffers grown.
+        wrk(*load, 1, *close, cores=shape.cores())  # Warm: connections made, buffers grown.
         others, before = Others(running, origin), running.cpu_seconds()
-        done = wrk(*load, seconds, *close)
+        done = wrk(*load, seconds, *close, cores=shape.cores())
         cpu = running.cpu_seconds() - before
         figures = {
             "rps": done["requests"] / done["seconds"],
@@ -113,7 +136,7 @@ def measure(make, folder, origin, origin_port, shape, seconds):
         }
         if shape.bulk and not system.whole:
             before = running.cpu_seconds()
-            taken = fetch_large(system)
+            taken = fetch_large(system, shape.cores())
             figures["gib_s"] = FILES["/1g"] / GIB / taken
             figures["cpu_s_gib"] = (running.cpu_seconds() - before) / (FILES["/1g"] / GIB)
         figures["rss_mib"] = running.peak_rss_mib()
@@ -122,13 +145,13 @@ def measure(make, folder, origin, origin_port, shape, seconds):
         return figures
 
 
-def curl_command(system):
+def curl_command(system, cores):
     url = f"http://{HOST}:{system.port}{system.prefix}/1g"
-    return ["curl", "-s", "-o", "/dev/null", "-w", "%{size_download} %{time_total}", url]
+    return on(cores, ["curl", "-s", "-o", "/dev/null", "-w", "%{size_download} %{time_total}", url])
 
 
-def fetch_large(system):
-    out = subprocess.run(curl_command(system), capture_output=True, text=True)
+def fetch_large(system, cores=None):
+    out = subprocess.run(curl_command(system, cores), capture_output=True, text=True)
     size, taken = out.stdout.split()
     if int(size) != FILES["/1g"]:
         raise Trouble(f"the large body ended after {size} bytes, curl says {out.returncode}")
@@ -224,9 +247,9 @@ def report(measured, options):
         yield from markdown(table(results))
         yield ""
         close = CLOSE if shape.close else []
-        yield f"    {shlex.join(wrk_command('PORT', shape.path, shape.conns, options.secs, *close))}"
+        yield f"    {shlex.join(wrk_command('PORT', shape.path, shape.conns, options.secs, *close, cores=shape.cores()))}"
         if shape.bulk:
-            yield f"    {shlex.join(curl_command(System([], 'PORT')))}"
+            yield f"    {shlex.join(curl_command(System([], 'PORT'), shape.cores()))}"
     yield ""
     yield "## What ran"
     yield ""
@@ -252,10 +275,11 @@ def commands(names):
 def run(shape, names, options, folder, origin, origin_port):
     runs = {name: [] for name in names}
     for turn in range(options.rounds):
-        for name in names:
+        for name in runs:
             try:
-                runs[name].append(measure(SYSTEMS[name], folder, origin, origin_port, shape, options.secs))
-                say(f"  {turn + 1}/{options.rounds} {name}: {runs[name][-1]['rps']:,.0f} req/s")
+                figures = measure(name, folder, origin, origin_port, shape, options.secs)
+                runs[name].append(figures)
+                say(f"  {turn + 1}/{options.rounds} {name}: {figures['rps']:,.0f} req/s")
             except (Trouble, OSError) as trouble:
                 say(f"  {turn + 1}/{options.rounds} {name}: {trouble}")
     return {name: median(kept, options.rounds - len(kept)) for name, kept in runs.items()}
@@ -272,8 +296,9 @@ def arguments():
     parser.add_argument("--conns", type=int, default=64, help="visitors' connections (default 64)")
     parser.add_argument("--close", action="store_true", help="a new connection for each request")
     parser.add_argument("--bulk", action="store_true", help="also one body of 1 GiB")
-    parser.add_argument("--all", action="store_true", help="every shape of load that we have a goal for")
-    parser.add_argument("--secs", type=int, default=5, help="seconds of load a system and round (default 5)")
+    parser.add_argument("--one-core", action="store_true", help="everything on one core")
+    parser.add_argument("--all", action="store_true", help="every shape of load that we have a goal for, and one core")
+    parser.add_argument("--secs", type=int, default=4, help="seconds of load a system and round (default 4)")
     parser.add_argument("--rounds", type=int, default=3, help="(default 3)")
     parser.add_argument("--only", default=",".join(SYSTEMS), help=f"some of {','.join(SYSTEMS)}")
     parser.add_argument("--write", action="store_true", help=f"write {REPORTS.relative_to(ROOT)}/latest.md and latest.svg")
@@ -287,8 +312,8 @@ def arguments():
 
 def main():
     options = arguments()
-    prepare("nginx", "wrk", "curl")
-    shapes = ALL_SHAPES if options.all else [Shape(options.path, options.conns, options.close, options.bulk)]
+    prepare("nginx", "wrk", "curl", "taskset")
+    shapes = ALL_SHAPES if options.all else [Shape(options.path, options.conns, options.close, options.bulk, options.one_core)]
     measured = []
     with stage() as (folder, origin, port):
         if any(shape.bulk for shape in shapes):
@@ -306,7 +331,7 @@ def main():
     if options.write:
         write("latest.md", report(measured, options))
         write("latest.svg", [chart(measured)])
-    raise SystemExit(1 if any("failed" in figures for _, results in measured for figures in results.values()) else 0)
+    sys.exit(1 if any("failed" in figures for _, results in measured for figures in results.values()) else 0)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import os
 import sys
 
 from common import CLOSE, HOST, REPORTS, ROOT, Others, Running, Trouble
-from common import answers, cpu_seconds, families, free_port, medians, prepare, rss_mib, stage, wrk
+from common import answers, cpu_seconds, free_port, medians, pin, prepare, rss_mib, stage, wrk
 from common import markdown, say, show, write, written_by
 from systems import our_agent, our_relay
 
@@ -84,13 +84,6 @@ def measure(here, setup, shape, seconds):
             "rss": rss_mib("VmHWM", relay),
             "others": others.percent(),
         }
-
-
-def pin(origin, rest):
-    """Has the origin run on these cores, as the rest does."""
-    first, _, last = (rest or between(0, os.cpu_count() - 1)).partition("-")
-    for pid in families(*origin.ids()):
-        os.sched_setaffinity(pid, range(int(first), int(last or first) + 1))
 
 
 def table(shape, results):
