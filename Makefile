@@ -36,7 +36,7 @@ fmt: ## Format the code
 
 bench: ## Measure everything, beside nginx, bore, rathole and ptth, into docs/bench (installs them; 45 minutes)
 	benches/setup.sh
-	cargo build --release
+	cargo build --release --bins --example bare
 	failed=0; for bench in "tunnels --all" roads growth memory workers shares; do set -- $$bench; name=$$1; shift; \
 	  python3 -B benches/$$name.py "$$@" --write || failed=1; done; exit $$failed
 

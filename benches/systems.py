@@ -8,13 +8,11 @@ from common import HOST, RELEASE, Process, free_address, free_port, nginx
 class System:
     """What stands between the load generator and the origin: its programs, and the port that visitors come to.
 
-    `prefix` stands before the paths of the files where visitors name a tunnel by path. Where bodies travel as whole
-    messages, the large one is too large for them."""
+    `prefix` stands before the paths of the files where visitors name a tunnel by path."""
 
     processes: list
     port: int
     prefix: str = ""
-    whole: bool = False
 
 
 def straight(address):
@@ -41,6 +39,20 @@ def nginx_proxy(folder, origin):
         }}
     }}"""
     return System([nginx(folder / "nginx-proxy", port, proxy)], port)
+
+
+def bare(folder, origin, more=()):
+    port, middle = free_port(), free_port()
+    hops = [(middle, origin), (port, middle)]
+    return System([Process([BARE, f"{HOST}:{at}", f"{HOST}:{to}", *more], (HOST, at)) for at, to in hops], port)
+
+
+def bare_splice(folder, origin):
+    return bare(folder, origin, ["--splice"])
+
+
+# `cargo build --release --example bare`
+BARE = RELEASE / "examples/bare"
 
 
 def bore(folder, origin, road=straight):
@@ -124,12 +136,14 @@ def ours_ptth(folder, origin):
 
 
 def ours_comet(folder, origin):
-    return dataclasses.replace(ours(folder, origin, more=["--dialect", "comet"]), whole=True)
+    return ours(folder, origin, more=["--dialect", "comet"])
 
 
 SYSTEMS = {
     "origin": origin_alone,
     "nginx": nginx_proxy,
+    "bare": bare,
+    "bare-splice": bare_splice,
     "bore": bore,
     "rathole": rathole,
     "ptth": ptth,
@@ -140,6 +154,8 @@ SYSTEMS = {
 TITLES = {
     "origin": "the origin alone",
     "nginx": "nginx as a reverse proxy (one hop)",
+    "bare": "a bare pair of loops that copy",
+    "bare-splice": "a bare pair of loops that splice",
     "bore": "bore (raw TCP)",
     "rathole": "rathole (raw TCP)",
     "ptth": "ptth_relay and ptth_server (MessagePack, long polls)",
@@ -147,3 +163,7 @@ TITLES = {
     "ours-ptth": "ours, as a ptth relay and agent",
     "ours-comet": "ours, COMET (JSON, long polls)",
 }
+# Where bodies travel as whole messages, the large one is too large for them.
+SMALL_ONLY = {"ours-comet"}
+# Who is there for the large body's sake.
+LARGE_ONLY = {"bare-splice"}

@@ -2,8 +2,8 @@
 """Measures reverse tunnels side by side on this machine's loopback.
 
 One origin (nginx with files), one load generator (wrk; curl for the large body), and between them in turn: nothing,
-nginx as a reverse proxy of one hop, bore, rathole, the ptth relay with its own file server, and ours in each of its
-dialects. `benches/setup.sh` installs the others; ours is `cargo build --release`.
+nginx as a reverse proxy of one hop, a pair of loops that copy and understand nothing, bore, rathole, the ptth
+relay with its own file server, and ours in each of its dialects. `benches/setup.sh` installs the others; ours, and the loops, are `cargo build --release --bins --example bare`.
 
     benches/tunnels.py                              1 KiB, 64 connections
     benches/tunnels.py --bulk                       and one body of 1 GiB
@@ -30,7 +30,7 @@ import charts
 from common import CLOSE, FILES, GIB, HOST, MIB, REPORTS, ROOT, SIZES, Others, Running, Trouble
 from common import answers, medians, on, pin, prepare, stage, wrk, wrk_command
 from common import markdown, say, show, write, written_by
-from systems import SYSTEMS, TITLES, System
+from systems import BARE, LARGE_ONLY, SMALL_ONLY, SYSTEMS, TITLES, System
 
 # Whose figures are divided by whose.
 PAIRS = [("ours", "rathole"), ("ours", "bore"), ("ours-ptth", "ptth"), ("ours-comet", "ptth")]
@@ -103,6 +103,7 @@ TUNNEL_ONLY = {"cpu_us", "cpu_s_gib", "rss_mib"}
 DRAWN = {
     "origin": "the origin alone",
     "nginx": "nginx (one hop)",
+    "bare": "a bare pair of loops",
     "bore": "bore",
     "rathole": "rathole",
     "ours": "ours",
@@ -120,21 +121,23 @@ def measure(name, folder, origin, origin_port, shape, seconds):
             running.start(process)
         running.wait_until(lambda: answers(system.port, system.prefix))
 
-        load = [system.port, system.prefix + shape.path, shape.conns]
-        close = CLOSE if shape.close else []
-        wrk(*load, 1, *close, cores=shape.cores())  # Warm: connections made, buffers grown.
-        others, before = Others(running, origin), running.cpu_seconds()
-        done = wrk(*load, seconds, *close, cores=shape.cores())
-        cpu = running.cpu_seconds() - before
-        figures = {
-            "rps": done["requests"] / done["seconds"],
-            "cpu_us": cpu / done["requests"] * 1e6,
-            "p50": done["p50"],
-            "p99": done["p99"],
-            "errors": done["errors"],
-            "others": others.percent(),
-        }
-        if shape.bulk and not system.whole:
+        figures = {}
+        if name not in LARGE_ONLY:
+            load = [system.port, system.prefix + shape.path, shape.conns]
+            close = CLOSE if shape.close else []
+            wrk(*load, 1, *close, cores=shape.cores())  # Warm: connections made, buffers grown.
+            others, before = Others(running, origin), running.cpu_seconds()
+            done = wrk(*load, seconds, *close, cores=shape.cores())
+            cpu = running.cpu_seconds() - before
+            figures = {
+                "rps": done["requests"] / done["seconds"],
+                "cpu_us": cpu / done["requests"] * 1e6,
+                "p50": done["p50"],
+                "p99": done["p99"],
+                "errors": done["errors"],
+                "others": others.percent(),
+            }
+        if shape.bulk and name not in SMALL_ONLY:
             before = running.cpu_seconds()
             taken = fetch_large(system, shape.cores())
             figures["gib_s"] = FILES["/1g"] / GIB / taken
@@ -273,13 +276,14 @@ def commands(names):
 
 
 def run(shape, names, options, folder, origin, origin_port):
-    runs = {name: [] for name in names}
+    runs = {name: [] for name in names if shape.bulk or name not in LARGE_ONLY}
     for turn in range(options.rounds):
         for name in runs:
             try:
                 figures = measure(name, folder, origin, origin_port, shape, options.secs)
                 runs[name].append(figures)
-                say(f"  {turn + 1}/{options.rounds} {name}: {figures['rps']:,.0f} req/s")
+                said = f"{figures['rps']:,.0f} req/s" if "rps" in figures else f"{figures['gib_s']:.2f} GiB/s"
+                say(f"  {turn + 1}/{options.rounds} {name}: {said}")
             except (Trouble, OSError) as trouble:
                 say(f"  {turn + 1}/{options.rounds} {name}: {trouble}")
     return {name: median(kept, options.rounds - len(kept)) for name, kept in runs.items()}
@@ -313,6 +317,8 @@ def arguments():
 def main():
     options = arguments()
     prepare("nginx", "wrk", "curl", "taskset")
+    if any(name.startswith("bare") for name in options.only) and not BARE.exists():
+        sys.exit("bare is missing: run cargo build --release --example bare")
     shapes = ALL_SHAPES if options.all else [Shape(options.path, options.conns, options.close, options.bulk, options.one_core)]
     measured = []
     with stage() as (folder, origin, port):
