@@ -341,7 +341,7 @@ def written_by(title):
 
 
 def versions():
-    flags = {"nginx": "-v", "wrk": "-v", "curl": "-V", "bore": "-V", "rathole": "-V", "ptth_server": "-V"}
+    flags = {"nginx": "-v", "wrk": "-v", "curl": "-V", "bore": "-V", "rathole": "-V", "haproxy": "-v", "ptth_server": "-V"}
     flags[RELEASE / "ptth-relay"] = "-V"
     for program, flag in flags.items():
         try:

@@ -1,5 +1,7 @@
 """What is measured: the programs of each tunnel, from its server to its client."""
 import dataclasses
+import re
+import subprocess
 
 from common import HOST, RELEASE, Process, free_address, free_port, nginx
 
@@ -85,6 +87,56 @@ local_addr = "{HOST}:{origin}"
     return System(processes, port)
 
 
+def haproxy(folder, origin):
+    control, port = free_port(), free_port()
+    edge, backend = folder / "haproxy-edge.cfg", folder / "haproxy-backend.cfg"
+    edge.write_text(f"""{HAPROXY}
+frontend visitors
+    bind {HOST}:{port} backlog 4096
+    default_backend tunnel
+frontend agents
+    bind {HOST}:{control} proto h2
+    tcp-request session attach-srv tunnel/agent
+backend tunnel
+    server agent rhttp@
+""")
+    backend.write_text(f"""{HAPROXY}
+frontend requests
+    bind rhttp@relay/edge
+    default_backend origin
+backend relay
+    server edge {HOST}:{control} proto h2
+backend origin
+    server web {HOST}:{origin}
+""")
+    return System([Process(["haproxy", "-f", edge], (HOST, port)), Process(["haproxy", "-f", backend])], port)
+
+
+# One thread and one connection between the two, which is its default: with more connections each request costs more, and with more
+# threads than one, those that don't have the connection answer 503. So does the one, when the streams are all in use: by default
+# there are a hundred.
+HAPROXY = """global
+    expose-experimental-directives
+    nbthread 1
+    tune.h2.max-concurrent-streams 2000
+defaults
+    mode http
+    http-reuse always
+    timeout connect 10s
+    timeout client 1m
+    timeout server 1m"""
+
+
+def can_reverse():
+    """Is there a HAProxy that has reverse HTTP?"""
+    try:
+        said = subprocess.run(["haproxy", "-v"], capture_output=True, text=True).stdout
+    except OSError:
+        return False
+    version = re.search(r"version (\d+)\.(\d+)", said)
+    return version is not None and (int(version[1]), int(version[2])) >= (2, 9)
+
+
 def ptth(folder, origin):
     # Its agent is a file server and nothing else: it serves the origin's folder, and the origin has a rest. There is
     # one hop less than with the others.
@@ -146,6 +198,7 @@ SYSTEMS = {
     "bare-splice": bare_splice,
     "bore": bore,
     "rathole": rathole,
+    "haproxy": haproxy,
     "ptth": ptth,
     "ours": ours,
     "ours-ptth": ours_ptth,
@@ -158,6 +211,7 @@ TITLES = {
     "bare-splice": "a bare pair of loops that splice",
     "bore": "bore (raw TCP)",
     "rathole": "rathole (raw TCP)",
+    "haproxy": "HAProxy (reverse HTTP over HTTP/2)",
     "ptth": "ptth_relay and ptth_server (MessagePack, long polls)",
     "ours": "ours",
     "ours-ptth": "ours, as a ptth relay and agent",

@@ -2,8 +2,9 @@
 """Measures reverse tunnels side by side on this machine's loopback.
 
 One origin (nginx with files), one load generator (wrk; curl for the large body), and between them in turn: nothing,
-nginx as a reverse proxy of one hop, a pair of loops that copy and understand nothing, bore, rathole, the ptth
-relay with its own file server, and ours in each of its dialects. `benches/setup.sh` installs the others; ours, and the loops, are `cargo build --release --bins --example bare`.
+nginx as a reverse proxy of one hop, a pair of loops that copy and understand nothing, bore, rathole, HAProxy if there is one that
+has reverse HTTP, the ptth relay with its own file server, and ours in each of its dialects. `benches/setup.sh` installs the others
+but HAProxy; ours, and the loops, are `cargo build --release --bins --example bare`.
 
     benches/tunnels.py                              1 KiB, 64 connections
     benches/tunnels.py --bulk                       and one body of 1 GiB
@@ -30,10 +31,10 @@ import charts
 from common import CLOSE, FILES, GIB, HOST, MIB, REPORTS, ROOT, SIZES, Others, Running, Trouble
 from common import answers, medians, on, pin, prepare, stage, wrk, wrk_command
 from common import markdown, say, show, write, written_by
-from systems import BARE, LARGE_ONLY, SMALL_ONLY, SYSTEMS, TITLES, System
+from systems import BARE, LARGE_ONLY, SMALL_ONLY, SYSTEMS, TITLES, System, can_reverse
 
 # Whose figures are divided by whose.
-PAIRS = [("ours", "rathole"), ("ours", "bore"), ("ours-ptth", "ptth"), ("ours-comet", "ptth")]
+PAIRS = [("ours", "rathole"), ("ours", "bore"), ("ours", "haproxy"), ("ours-ptth", "ptth"), ("ours-comet", "ptth")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,7 @@ DRAWN = {
     "bare": "a bare pair of loops",
     "bore": "bore",
     "rathole": "rathole",
+    "haproxy": "HAProxy",
     "ours": "ours",
 }
 
@@ -319,6 +321,9 @@ def main():
     prepare("nginx", "wrk", "curl", "taskset")
     if any(name.startswith("bare") for name in options.only) and not BARE.exists():
         sys.exit("bare is missing: run cargo build --release --example bare")
+    if "haproxy" in options.only and not can_reverse():
+        say("haproxy is left out: there is none, or none of 2.9 or newer")
+        options.only.remove("haproxy")
     shapes = ALL_SHAPES if options.all else [Shape(options.path, options.conns, options.close, options.bulk, options.one_core)]
     measured = []
     with stage() as (folder, origin, port):
