@@ -170,6 +170,10 @@ pub const BYPASS_FROM: u64 = 8 * 1024;
 /// A body of which less than this is found at a time is read again, for it comes in small pieces: see [`BYPASS_FROM`].
 pub const BYPASS_LITTLE: usize = 4 * 1024;
 
+/// How soon an agent that may have no more files open tries again to connect its upstream, if none of its own was closed before:
+/// one system call each time, and hardly a wait to those who wait.
+pub const FILES_AGAIN: Duration = Duration::from_millis(100);
+
 /// Bytes and fields that a relay may add to a visitor's head: a link takes so much more, or what one hop lets through the next
 /// one would refuse.
 pub const RELAY_ADDS: (usize, usize) = (4 * 1024, 16);

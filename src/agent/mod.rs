@@ -18,25 +18,25 @@ use mio::Token;
 use ptth_proto::conn::{Config, Conn, Event};
 use ptth_proto::error::Error;
 use ptth_proto::http::framing::Framing;
-use ptth_proto::limits::{Wait, bypasses_of_loop};
+use ptth_proto::limits::{Deadlines, FILES_AGAIN, Wait, bypasses_of_loop};
 use ptth_proto::link::upgrade::Token as Offered;
 use ptth_proto::time::Instant;
 use ptth_proto::wire::fields::{Label, Name};
 use ptth_proto::wire::head::{FieldWriter, Head};
 
 use crate::answer::{Answer, Code};
-use crate::bridge::exchange::{Exchange, Kind};
+use crate::bridge::exchange::{Exchange, Kind, Lane};
 use crate::bridge::line::wanted;
 use crate::bridge::{Assign, BackFault, Bridge, Claim, Order, Side, pass_on};
 use crate::log::{AccessLog, Visitor};
-use crate::net::Transport;
 use crate::net::addr::{Place, Remote};
+use crate::net::{Transport, is_out_of_files};
 use crate::peer::{Peer, Seat, Twin};
 use crate::reactor::{Core, Door, Loss, Mailbox, Message, Reactor};
 use hello::Hello;
 use links::{Dial, Links, Lost, Size};
 use polls::{Polls, Way};
-use upstream::{Reach, Target, Upstream};
+use upstream::{Reach, Target, Upstream, Use};
 
 /// Where the relay is and what the tunnel is called there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +114,7 @@ const SHRINK: usize = 1;
 const RESUME: usize = 2;
 const STANDS: usize = 3;
 const UPGRADE: usize = 4;
+const STARVED: usize = 5;
 
 /// What keeps an agent that has links from making more is no news when it happens again within this time: one that has used up
 /// its descriptors runs into that with each attempt.
@@ -462,6 +463,60 @@ impl Agent {
     fn upstream_address(&self) -> String {
         self.upstream.target().to_string()
     }
+
+    /// Whether a connection to the upstream is open, or being made: in time it is of use to somebody else, or its file is.
+    fn has_open(&self, core: &Core) -> bool {
+        core.peers().any(|(_, peer)| peer.key == UPSTREAM && !peer.is_dead())
+    }
+
+    /// The process may have no more files open, and so no connection for this request: it waits until one of the others has served,
+    /// or is closed.
+    fn starve(&mut self, core: &mut Core, id: usize, exchange: &Exchange) -> Assign {
+        let Deadlines { connect, aside, .. } = core.config.deadlines;
+        let of = if exchange.kind == Kind::Connect { Use::New } else { Use::Any };
+        if let Some(back) = self.upstream.take_idle(|back| core.peer(back).is_some_and(|peer| peer.can_be_asked())) {
+            if of == Use::Any {
+                return Assign::Back(back);
+            }
+            core.drop_peer(back);
+        }
+        if exchange.lane == Lane::Aside && core.now.since(exchange.started) > aside + connect {
+            // It has no front whose patience would end. Whoever asks for it yet is asked for it anew.
+            return Assign::Refuse(self.fault(exchange, &BackFault::Late(Wait::Connect)));
+        }
+        wait_to_connect(core, id, exchange);
+        self.upstream.starves(id, of);
+        if self.upstream.look_again(core.now, FILES_AGAIN) {
+            core.set_timer(FILES_AGAIN, STARVED);
+        }
+        Assign::Later
+    }
+
+    fn say_starved(&mut self, core: &Core, error: &io::Error) {
+        if self.upstream.is_news(core.now, NO_NEWS) {
+            log::warn!(
+                "no more connections to the upstream {} can be made: {error}; requests wait (raise the limit with `ulimit -n`)",
+                self.upstream_address()
+            );
+        }
+    }
+
+    /// Those who wait for a file try again.
+    fn feed(&mut self, orders: &mut Vec<Order>) {
+        // The last order is followed first.
+        orders.extend(self.upstream.take_starved().rev().map(Order::Assign));
+    }
+}
+
+/// A request waits for what it takes to connect the upstream, no longer than the connection itself may take.
+fn wait_to_connect(core: &mut Core, id: usize, exchange: &Exchange) {
+    let until = core.now + core.config.deadlines.connect;
+    // Of several on a link, each waits when it is its turn; and who waits already, no longer than it does.
+    let is_new = |front: &&mut Peer| front.seat == Seat::Exchange(id) && front.wait.is_none();
+    if let Some(front) = core.peer(exchange.front).filter(is_new) {
+        front.wait = Some((until, Wait::Connect));
+        core.touch(exchange.front);
+    }
 }
 
 impl Side for Agent {
@@ -507,6 +562,10 @@ impl Side for Agent {
                 return Assign::Back(back);
             }
         }
+        if self.upstream.is_starved() {
+            // The one in front has seen in this moment that there is none to be had.
+            return self.starve(core, id, exchange);
+        }
         let mut failed = None;
         let reached = loop {
             let dialled = match self.upstream.reach(core.now, id, exchange.dialled) {
@@ -522,19 +581,20 @@ impl Side for Agent {
                     {
                         return Assign::Refuse(self.fault(exchange, &BackFault::Connect(error)));
                     }
-                    let until = core.now + core.config.deadlines.connect;
-                    // Of several on a link, each waits when it is its turn.
-                    if let Some(front) = core.peer(exchange.front).filter(|front| front.seat == Seat::Exchange(id)) {
-                        front.wait = Some((until, Wait::Connect));
-                        core.touch(exchange.front);
-                    }
+                    wait_to_connect(core, id, exchange);
                     return Assign::Later;
                 }
                 Reach::Unix(_) | Reach::Nowhere => {
                     break Err(failed.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()));
                 }
             };
-            exchange.dialled += 1;
+            match dialled {
+                Err(error) if is_out_of_files(&error) && self.has_open(core) => {
+                    self.say_starved(core, &error);
+                    return self.starve(core, id, exchange);
+                }
+                _ => exchange.dialled += 1,
+            }
             match dialled {
                 Ok(back) => break Ok(back),
                 // The next address may do.
@@ -564,12 +624,24 @@ impl Side for Agent {
         self.upstream.forget(id);
     }
 
-    fn release(&mut self, core: &mut Core, back: Token, _: &mut Vec<Order>) {
+    fn has_room(&self) -> bool {
+        !self.upstream.is_starved()
+    }
+
+    fn release(&mut self, core: &mut Core, back: Token, orders: &mut Vec<Order>) {
         let until = core.now + core.config.deadlines.upstream_idle;
         let most = core.config.limits.upstream_idle;
         if let Some(peer) = core.peer(back) {
             peer.wait = Some((until, Wait::UpstreamIdle));
             self.upstream.connected(peer.remote);
+        }
+        if self.upstream.is_starved() {
+            match self.upstream.next_starved() {
+                Some(id) => orders.push(Order::Attach(id, back)),
+                // Its file is wanted for another one.
+                None => core.drop_peer(back),
+            }
+            return;
         }
         if !self.upstream.park(back, most) {
             core.drop_peer(back);
@@ -670,7 +742,11 @@ impl Side for Agent {
         }
     }
 
-    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer, _: &mut Vec<Order>) {
+    fn gone(&mut self, core: &mut Core, token: Token, peer: Peer, orders: &mut Vec<Order>) {
+        if peer.twin == Twin::None {
+            // Its file is closed before these are followed.
+            self.feed(orders);
+        }
         match peer.key {
             crate::peer::NO_KEY => {}
             HELLO => self.hello.gone(token),
@@ -712,7 +788,13 @@ impl Side for Agent {
             BackFault::Connect(error) => {
                 (Code::UPSTREAM_UNREACHABLE, format!("{at} can't be reached: {}.", plain(error)))
             }
-            BackFault::ConnectLate => (
+            BackFault::Late(Wait::Connect) if self.upstream.is_starved() => (
+                Code::UPSTREAM_CONNECT_TIMEOUT,
+                format!(
+                    "{at} could not be connected in time (--timeout connect): the agent has as many files open as it may."
+                ),
+            ),
+            BackFault::ConnectLate | BackFault::Late(Wait::Connect) => (
                 Code::UPSTREAM_CONNECT_TIMEOUT,
                 format!("{at} could not be connected in time (--timeout connect). Is the address right?"),
             ),
@@ -743,8 +825,9 @@ impl Side for Agent {
         &self.name
     }
 
-    fn timer(&mut self, core: &mut Core, key: usize, _: &mut Vec<Order>) {
+    fn timer(&mut self, core: &mut Core, key: usize, orders: &mut Vec<Order>) {
         match key {
+            STARVED => return self.feed(orders),
             RESUME => return self.resume_lines(core),
             STANDS => return self.held_lines_stand(core),
             UPGRADE => return self.try_upgrade(core),

@@ -60,6 +60,21 @@ pub struct Upstream {
     good: Option<SocketAddr>,
     /// Exchanges that wait for a look-up.
     waiting: Vec<usize>,
+    /// Exchanges that wait until the process may have another file open, the oldest in front, and what is of use to each.
+    starved: VecDeque<(usize, Use)>,
+    /// When they try again if nothing happens before.
+    again: Option<Instant>,
+    /// When it was last said that there are some.
+    said: Option<Instant>,
+}
+
+/// Which connections are of use to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Any.
+    Any,
+    /// None on which anything was said: it is to be a tunnel.
+    New,
 }
 
 impl Upstream {
@@ -69,7 +84,17 @@ impl Upstream {
             Target::Place(place) => place.known().unwrap_or_default(),
             Target::Hello => Vec::new(),
         };
-        Upstream { target, idle: VecDeque::new(), addresses, looked_up: None, good: None, waiting: Vec::new() }
+        Upstream {
+            target,
+            idle: VecDeque::new(),
+            addresses,
+            looked_up: None,
+            good: None,
+            waiting: Vec::new(),
+            starved: VecDeque::new(),
+            again: None,
+            said: None,
+        }
     }
 
     /// What it is.
@@ -135,9 +160,53 @@ impl Upstream {
         std::mem::take(&mut self.waiting)
     }
 
+    /// An exchange waits until another file may be open.
+    pub fn starves(&mut self, id: usize, of: Use) {
+        self.starved.push_back((id, of));
+    }
+
+    /// Whether any does.
+    pub fn is_starved(&self) -> bool {
+        !self.starved.is_empty()
+    }
+
+    /// A file was closed, or time has passed: gives all that wait, which are to try again in this order.
+    pub fn take_starved(&mut self) -> impl DoubleEndedIterator<Item = usize> {
+        std::mem::take(&mut self.starved).into_iter().map(|(id, _)| id)
+    }
+
+    /// A connection has served: gives the exchange that has waited longest, if it is of use to that.
+    pub fn next_starved(&mut self) -> Option<usize> {
+        let (id, of) = *self.starved.front()?;
+        if of == Use::New {
+            return None;
+        }
+        self.starved.pop_front();
+        Some(id)
+    }
+
+    /// Whether a timer is needed that has those who wait try again after `pause`.
+    pub fn look_again(&mut self, now: Instant, pause: Duration) -> bool {
+        let is_due = self.again.is_none_or(|at| at <= now);
+        if is_due {
+            self.again = Some(now + pause);
+        }
+        is_due
+    }
+
+    /// Whether it is news that some wait: it was not said within `pause`.
+    pub fn is_news(&mut self, now: Instant, pause: Duration) -> bool {
+        let is_news = self.said.is_none_or(|at| now.since(at) >= pause);
+        if is_news {
+            self.said = Some(now);
+        }
+        is_news
+    }
+
     /// An exchange waits no more.
     pub fn forget(&mut self, id: usize) {
         self.waiting.retain(|waiting| *waiting != id);
+        self.starved.retain(|(starved, _)| *starved != id);
     }
 }
 
@@ -181,5 +250,32 @@ mod tests {
         assert!(matches!(upstream.reach(now, 2, 0), Reach::Address(_)));
         let later = now + FRESH + FRESH;
         assert!(matches!(upstream.reach(later, 3, 0), Reach::LookUp(Some(_))));
+    }
+
+    #[test]
+    fn who_waits_for_a_file_has_the_next_connection_that_is_of_use() {
+        let mut upstream = Upstream::new(Target::Hello);
+        for (id, of) in [(1, Use::Any), (2, Use::New), (3, Use::Any), (4, Use::Any)] {
+            upstream.starves(id, of);
+        }
+        assert_eq!((upstream.next_starved(), upstream.next_starved()), (Some(1), None));
+        upstream.forget(3);
+        assert_eq!(upstream.take_starved().collect::<Vec<_>>(), [2, 4]);
+        assert!(!upstream.is_starved());
+        assert_eq!(upstream.next_starved(), None);
+    }
+
+    #[test]
+    fn one_timer_is_enough_for_all_who_wait_for_a_file() {
+        let mut upstream = Upstream::new(Target::Hello);
+        let (now, pause) = (Instant::default(), Duration::from_millis(100));
+        assert_eq!(
+            [0, 50, 99, 100, 150].map(|ms| upstream.look_again(now + Duration::from_millis(ms), pause)),
+            [true, false, false, true, false]
+        );
+        assert_eq!(
+            [0, 99, 100].map(|ms| upstream.is_news(now + Duration::from_millis(ms), pause)),
+            [true, false, true]
+        );
     }
 }

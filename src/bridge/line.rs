@@ -190,10 +190,11 @@ impl<S: Side> Bridge<S> {
     /// Takes the requests that stand behind the one in progress on a link.
     pub(super) fn listen_behind(&mut self, core: &mut Core, front: Token) {
         loop {
-            let under_way = self.exchanges.len();
+            let (under_way, has_room) = (self.exchanges.len(), self.side.has_room());
             let Some((peer, head, config)) = core.hear(front) else { return };
             // What is left there is looked at again when it is the next one's turn.
-            if under_way >= config.limits.upstream
+            if !has_room
+                || under_way >= config.limits.upstream
                 || !peer.conn.can_pipeline()
                 || !matches!(peer.seat, Seat::Exchange(_))
             {

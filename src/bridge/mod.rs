@@ -117,6 +117,10 @@ pub trait Side {
     }
     /// A request has come in on a front: where to?
     fn assign(&mut self, core: &mut Core, id: usize, exchange: &mut Exchange) -> Assign;
+    /// Whether there is room for requests that would otherwise wait where they are, behind others on a link.
+    fn has_room(&self) -> bool {
+        true
+    }
     /// The exchange needs no back any more; it was told [`Assign::Later`].
     fn forget(&mut self, id: usize, exchange: &Exchange);
     /// The exchange goes to another loop; it was assigned here before.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
+use rustix::io::Errno;
 
 /// Connections that may wait to be accepted: the most that Linux allows by itself.
 const BACKLOG: i32 = 4096;
@@ -47,6 +48,12 @@ pub fn listen(address: SocketAddr, shared: bool, idle: Duration, patience: Durat
 pub fn let_no_more_queue(listener: &TcpListener) {
     // If it can't be done, a few more may be reset.
     let _ = rustix::net::listen(listener, 0);
+}
+
+/// Whether the process, or the system, has as many files open as it may: something has to be closed first.
+pub fn is_out_of_files(error: &io::Error) -> bool {
+    let [of_process, of_system] = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| code == of_process || code == of_system)
 }
 
 /// What carries a connection's bytes.

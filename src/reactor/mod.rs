@@ -803,8 +803,7 @@ impl Core {
             _ => {
                 if self.said_full.is_none_or(|said| self.now.since(said) > FULL_AGAIN) {
                     let open = self.peers.len();
-                    // EMFILE and ENFILE: the numbers are the same on every Unix.
-                    if matches!(error.raw_os_error(), Some(23 | 24)) {
+                    if net::is_out_of_files(error) {
                         log::warn!(
                             "out of file descriptors with {open} connections open: new ones wait until some are closed \
                              (raise the limit with `ulimit -n`)"

@@ -448,3 +448,84 @@ fn a_limit_that_is_none_is_listed_as_that() {
     assert!(help.contains("bytes of a visitor's request body (413 beyond) [default: none]"), "{help}");
     assert!(line("address-connections ").contains("[default: 4096]"), "{help}");
 }
+
+/// What an agent says that may have no more files open.
+const STARVED: &str = "no more connections to the upstream";
+
+#[test]
+fn requests_for_which_an_agent_has_no_file_wait_for_those_that_have_one() {
+    let (relay, agent, upstream, say) = start(&[]);
+    agent.program.leave_files(2);
+    let mut first = [busy(relay.visitor(), &upstream), busy(relay.visitor(), &upstream)];
+    let mut second = [relay.visitor(), relay.visitor(), relay.visitor()];
+    for visitor in &mut second {
+        visitor.send(get("demo", "/wait"));
+    }
+    agent.log().wait_for(STARVED);
+    for _ in 0..5 {
+        say.send(()).unwrap();
+    }
+    for visitor in first.iter_mut().chain(&mut second) {
+        assert_eq!(visitor.response("GET").status(), 200);
+    }
+    // Their connections served them one after the other.
+    assert_eq!((upstream.connections(), upstream.requests().len()), (2, 5));
+    assert_eq!(agent.log().count(STARVED), 1);
+}
+
+#[test]
+fn who_waits_for_a_file_is_tried_again_although_nobody_is_served() {
+    let (relay, agent, upstream, say) = start(&[]);
+    agent.program.leave_files(1);
+    let mut first = busy(relay.visitor(), &upstream);
+    let mut second = relay.visitor();
+    second.send(get("demo", "/"));
+    agent.log().wait_for(STARVED);
+    agent.program.leave_files(1);
+    assert_eq!(second.response("GET").status(), 200);
+    say.send(()).unwrap();
+    assert_eq!(first.response("GET").status(), 200);
+}
+
+#[test]
+fn a_tunnel_has_the_file_of_a_connection_that_has_served() {
+    let (relay, agent, upstream, say) = start(&["--tcp", "127.0.0.1:0=demo"]);
+    let line = relay.log().wait_for("tcp://127.0.0.1:");
+    let port = line.split("tcp://127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap();
+    agent.program.leave_files(1);
+    let mut first = busy(relay.visitor(), &upstream);
+    let mut service = Wire::connect(port);
+    service.send(get("demo", "/"));
+    agent.log().wait_for(STARVED);
+    say.send(()).unwrap();
+    assert_eq!(first.response("GET").status(), 200);
+    assert_eq!(service.response("GET").status(), 200);
+    assert_eq!((upstream.connections(), upstream.open_connections()), (2, 1));
+    // Nor does one that rests keep the next tunnel out.
+    drop(service);
+    eventually("the tunnel's end", || (upstream.open_connections() == 0).then_some(()));
+    assert_eq!(relay.get("demo", "/").status(), 200);
+    let mut service = Wire::connect(port);
+    assert_eq!(service.send(get("demo", "/")).response("GET").status(), 200);
+}
+
+#[test]
+fn to_wait_for_a_file_has_an_end() {
+    let (upstream, say) = patient();
+    let relay = Relay::start(&["-v"]);
+    let args = ["--links", "8..8", "--timeout", "connect=300ms"];
+    let agent = Agent::start(&relay, "demo", &upstream.address(), &args);
+    relay.log().wait_for_count(7, "tunnel `demo`: another link");
+    // Where none of its own is open, there is nothing to wait for.
+    agent.program.leave_files(0);
+    let answer = relay.get("demo", "/");
+    assert_eq!((answer.status(), answer.code().as_str()), (502, "upstream-unreachable"));
+    agent.program.leave_files(1);
+    let mut first = busy(relay.visitor(), &upstream);
+    let answer = relay.get("demo", "/");
+    assert_eq!((answer.status(), answer.code().as_str()), (504, "upstream-connect-timeout"));
+    assert!(answer.text().contains("as many files open as it may"), "{}", answer.text());
+    say.send(()).unwrap();
+    assert_eq!(first.response("GET").status(), 200);
+    assert_eq!(relay.get("demo", "/").status(), 200);
+}

@@ -578,9 +578,14 @@ struct ByHand {
 }
 
 fn by_hand(upstream: &Upstream, args: &[&str]) -> ByHand {
+    by_hand_with("2..4", upstream, args)
+}
+
+/// The same with so many links.
+fn by_hand_with(links: &str, upstream: &Upstream, args: &[&str]) -> ByHand {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let via = format!("http://{}", listener.local_addr().unwrap());
-    let mut command = agent_command(&[&upstream.address(), "--via", &via, "--links", "2..4", "-v"]);
+    let mut command = agent_command(&[&upstream.address(), "--via", &via, "--links", links, "-v"]);
     let agent = Program::start(command.args(args));
     ByHand { listener, agent }
 }
@@ -655,6 +660,23 @@ fn a_slow_answer_is_set_aside_and_asked_for_once() {
         link.send(get("demo", "/3"));
         answer_to(link, "/3");
     }
+}
+
+#[test]
+fn a_line_for_which_there_are_no_files_waits_where_it_is() {
+    let slow = Slow::start();
+    let relay = by_hand_with("2..2", &slow.upstream, &[]);
+    let (mut link, mut other) = (relay.link(), relay.link());
+    relay.agent.leave_files(1);
+    link.send(["/slow/1", "/2", "/3"].map(|target| in_line("GET", target)).concat());
+    relay.agent.log.wait_for("no more connections to the upstream");
+    other.send(in_line("GET", "/4") + &in_line("GET", "/5"));
+    slow.let_go("/slow/1");
+    // None is set aside for want of a file: where would it be asked for?
+    for (link, targets) in [(&mut link, &["/slow/1", "/2", "/3"][..]), (&mut other, &["/4", "/5"])] {
+        targets.iter().for_each(|target| answer_to(link, target));
+    }
+    assert_eq!(slow.upstream.connections(), 1);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use wire::Wire;
 
 /// After so long, what a test waits for is taken never to come.
@@ -192,6 +192,16 @@ impl Program {
     /// How many files it has open.
     pub(crate) fn open_files(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// Lets it open so many files more, and no others.
+    pub(crate) fn leave_files(&self, more: usize) {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let open: Vec<u64> = open.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+        // A new file has the lowest number that is free, and a number has to be below the limit.
+        let last = (0..).filter(|number| !open.contains(number)).nth(more).unwrap();
+        let most = Rlimit { current: Some(last), maximum: getrlimit(Resource::Nofile).maximum };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, most).unwrap();
     }
 
     /// Waits until it has closed all but so many files.
