@@ -124,21 +124,23 @@ impl<S: Side> Bridge<S> {
         }
     }
 
-    /// Nobody waits for this exchange's answer any more, which is one of several to come on its back. False when it is the only one.
+    /// Nobody waits for this exchange's answer any more, which is one of several to come on its back. False when nobody waits for any of
+    /// them: then the back is of no more use, and what is made there for nobody ends with it.
     pub(super) fn leave_line(&mut self, core: &mut Core, id: usize, back: Token) -> bool {
         let Some(peer) = core.peer(back) else { return false };
-        if peer.seat == Seat::Exchange(id) {
-            if peer.line.iter().all(|behind| *behind == NOBODY) {
-                return false;
-            }
+        let is_first = peer.seat == Seat::Exchange(id);
+        if let Some(place) = peer.line.iter_mut().find(|place| **place == id) {
+            *place = NOBODY;
+        } else if !is_first {
+            return false;
+        }
+        if (is_first || peer.seat == Seat::Nobody) && peer.line.iter().all(|behind| *behind == NOBODY) {
+            return false;
+        }
+        if is_first {
             peer.seat = Seat::Nobody;
             peer.held = false;
             core.step_again(back);
-            return true;
-        }
-        match peer.line.iter_mut().find(|place| **place == id) {
-            Some(place) => *place = NOBODY,
-            None => return false,
         }
         true
     }

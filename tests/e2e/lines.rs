@@ -217,6 +217,22 @@ fn a_visitor_may_leave_wherever_it_stands() {
 }
 
 #[test]
+fn a_link_for_whose_answers_nobody_waits_is_closed() {
+    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]] {
+        let relay = Relay::start(&["--timeout", "link-answer=10m", "--timeout", "silence=10m"]);
+        let mut link = trusted(&relay, ONE);
+        let mut visitors: Vec<Option<Wire>> = line(&relay, &mut link).into_iter().map(Some).collect();
+        for leaves in order {
+            let mut leaver = visitors[leaves].take().unwrap();
+            leaver.break_on_drop();
+            drop(leaver);
+            relay.log().wait_for(&format!("demo GET /{} ", leaves + 1));
+        }
+        link.whatever_comes();
+    }
+}
+
+#[test]
 fn an_answer_set_aside_is_asked_for_on_a_link_to_the_same_agent() {
     let relay = Relay::start(&[]);
     let mut first = trusted(&relay, ONE);
