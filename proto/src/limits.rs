@@ -93,8 +93,8 @@ named_numbers! {
         /// ones. 1 is none. A turn of the loop seldom has more for one tunnel; and their answers fit into what a new TCP
         /// connection sends without waiting (10 segments).
         pipeline = "pipeline", 16, "requests on a link before the first is answered";
-        /// Bytes of an answer that may be given behind others on such a link, or before them; a larger one is set aside and has a link of
-        /// its own. Sixteen of them delay the last one by a fifth of a second at 10 Mbit/s.
+        /// Bytes of an answer's head, and of its body, that may be given behind others on such a link, or before them; a larger one is set
+        /// aside and has a link of its own. Sixteen of them delay the last one by a fifth of a second at 10 Mbit/s.
         whole = "whole", 16 * 1024, "bytes of an answer on a link that others wait for";
         /// Bytes of a body that travels as a message, where bodies are whole. nginx's `client_max_body_size`.
         message = "message", 1024 * 1024, "bytes of a body where bodies travel whole (413 or 502 beyond)";
@@ -173,6 +173,10 @@ pub const BYPASS_LITTLE: usize = 4 * 1024;
 /// How soon an agent that may have no more files open tries again to connect its upstream, if none of its own was closed before:
 /// one system call each time, and hardly a wait to those who wait.
 pub const FILES_AGAIN: Duration = Duration::from_millis(100);
+
+/// Fields of the head of an answer that may be given behind others on a link, or before them; its bytes are those of [`Limits::whole`]. A
+/// relay that was told nothing else takes as many, whatever its agent does: one that it refuses would cost all others on the link theirs.
+pub const WHOLE_FIELDS: usize = 100;
 
 /// Bytes and fields that a relay may add to a visitor's head: a link takes so much more, or what one hop lets through the next
 /// one would refuse.

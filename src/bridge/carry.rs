@@ -6,6 +6,7 @@ use ptth_proto::conn::{Body, Config, Event};
 use ptth_proto::error::{Error, Fault};
 use ptth_proto::http::framing::{Framing, content_length};
 use ptth_proto::http::tunnel::is_answer_to;
+use ptth_proto::limits::WHOLE_FIELDS;
 use ptth_proto::time::Instant;
 use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::Head;
@@ -233,6 +234,8 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
             Ok(Flow::Aside)
         }
         Event::Informational if exchange.kind == Kind::Connect => Ok(Flow::Moved),
+        // Its visitor is better off without it than others without their answers, should the relay refuse it.
+        Event::Informational if exchange.lane == Lane::InLine && !is_modest(head, config) => Ok(Flow::Moved),
         Event::Informational => inform(to, head),
         Event::Switched => {
             from.becomes_tunnel(config);
@@ -247,11 +250,14 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
             exchange.status = head.status();
             exchange.code = code_of(head);
             let rest = from.input.len() - used;
-            if exchange.lane == Lane::InLine && !is_complete(from, framing, &from.input.bytes()[used..], config) {
-                exchange.kept = Some(Box::new((head.clone(), framing)));
-                exchange.ready.get_or_insert(now);
-                from.input.consume(used);
-                return if is_short(rest, framing, config) { Flow::Still } else { Flow::Long };
+            if exchange.lane == Lane::InLine {
+                let is_modest = is_modest(head, config);
+                if !is_modest || !is_complete(from, framing, &from.input.bytes()[used..], config) {
+                    exchange.kept = Some(Box::new((head.clone(), framing)));
+                    exchange.ready.get_or_insert(now);
+                    from.input.consume(used);
+                    return if is_modest && is_short(rest, framing, config) { Flow::Still } else { Flow::Long };
+                }
             }
             if from.conn.is_speaking() {
                 // It need not take the rest of what it has answered already, nor its system acknowledge that.
@@ -434,6 +440,11 @@ fn is_whole(framing: Framing, rest: usize) -> bool {
         Framing::Length(length) => length <= rest as u64,
         Framing::Chunked | Framing::UntilClose => false,
     }
+}
+
+/// Whether a response's head is one that any relay takes, so that it can stand with others on a link.
+fn is_modest(head: &Head, config: &Config) -> bool {
+    head.size() <= config.limits.whole && head.fields.len() <= WHOLE_FIELDS
 }
 
 /// Whether all of the response's body is there.

@@ -819,6 +819,39 @@ fn a_long_answer_is_set_aside_and_comes_whole() {
 }
 
 #[test]
+fn an_answer_whose_head_a_relay_may_refuse_is_set_aside() {
+    let large = format!("X-Large: {}\r\n", "x".repeat(17_000));
+    let many: String = (0..101).map(|n| format!("X-Field-{n}: x\r\n")).collect();
+    let early = format!("HTTP/1.1 103 Early Hints\r\n{large}\r\n");
+    let slow = Slow::start_with(move |asked, _| {
+        let target = asked.head.target().to_owned();
+        let head = match target.as_str() {
+            "/large" => format!("HTTP/1.1 200 OK\r\n{large}"),
+            "/many" => format!("HTTP/1.1 200 OK\r\n{many}"),
+            "/early" => format!("{early}HTTP/1.1 200 OK\r\n"),
+            _ => return false,
+        };
+        asked.wire.send(format!("{head}Content-Length: {}\r\n\r\n{target}", target.len()));
+        true
+    });
+    // One that itself takes more than its relay may.
+    let args = ["--timeout", "turn=10m", "--limit", "head=1000000", "--limit", "fields=200"];
+    let relay = by_hand(&slow.upstream, &args);
+    let (mut link, mut other) = (relay.link(), relay.link());
+    link.send(["/1", "/large", "/many", "/early", "/5"].map(|target| in_line("GET", target)).concat());
+    answer_to(&mut link, "/1");
+    let names = ["/large", "/many"].map(|target| (target, was_set_aside(&mut link)));
+    // Without what came early: the relay would have to take that, too.
+    answer_to(&mut link, "/early");
+    answer_to(&mut link, "/5");
+    for (target, name) in names {
+        other.send(again(target, &name));
+        answer_to(&mut other, target);
+        assert_eq!(slow.asked(target), 1);
+    }
+}
+
+#[test]
 fn an_answer_that_goes_on_is_set_aside_and_comes_as_it_is_made() {
     let slow = Slow::start_with(|asked, gate| {
         let goes_on = asked.head.target() == "/events";
