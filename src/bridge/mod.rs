@@ -397,9 +397,11 @@ impl<S: Side> Bridge<S> {
         let now = core.now;
         let head = std::mem::take(&mut core.head);
         answer_early(core, front);
+        // A link on which something is to be asked for yet is kept.
+        let is_last = self.running != Running::Yes && !self.owes();
         if let Some(peer) = core.tell(front) {
             peer.seat = Seat::Front;
-            if self.running != Running::Yes {
+            if is_last {
                 peer.conn.do_not_keep();
             }
             if head.method() == b"TRACE" {

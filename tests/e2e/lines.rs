@@ -1077,6 +1077,31 @@ fn an_agent_that_goes_gives_what_it_has_set_aside() {
     assert_eq!(slow.asked("/slow/1"), 1);
 }
 
+#[test]
+fn an_agent_that_goes_keeps_the_links_on_which_it_is_asked_whether_it_is_there() {
+    let slow = Slow::start();
+    let mut relay = by_hand(&slow.upstream, &["--timeout", "aside=10m"]);
+    let (mut link, mut other) = (relay.link(), relay.link());
+    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/2"));
+    let name = was_set_aside(&mut link);
+    answer_to(&mut link, "/2");
+    relay.agent.terminate();
+    relay.agent.log.wait_for("stopping");
+    let is_it_there = "OPTIONS * HTTP/1.1\r\nHost:\r\nMax-Forwards: 0\r\n\r\n";
+    for link in [&mut link, &mut other] {
+        let answer = link.send(is_it_there).response("OPTIONS");
+        assert_eq!((answer.status(), answer.head.get("Connection")), (204, None));
+    }
+    other.send(again("/slow/1", &name));
+    slow.let_go("/slow/1");
+    assert_eq!(other.response("GET").text(), "/slow/1");
+    other.expect_end();
+    assert_eq!(link.any_response_head("GET").get("Connection"), Some("close"));
+    link.shut();
+    drop(relay.listener);
+    assert_eq!(relay.agent.exit_code(), 0);
+}
+
 /// Visitors of the mixed load, and how often each asks.
 const VISITORS: usize = 64;
 const ASKED: usize = 60;
