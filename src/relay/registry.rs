@@ -523,6 +523,65 @@ mod tests {
     }
 
     #[test]
+    fn trust_is_earned_by_quick_answers_and_lost_by_slow_ones() {
+        let mut registry = Registry::new(10, 10);
+        let t = registry.find_or_make("a").unwrap();
+        let quick = |registry: &mut Registry, many: usize| (0..many).for_each(|_| registry.was_quick(t));
+        quick(&mut registry, TRUSTED);
+        for _ in 1..CROWD {
+            registry.begin(t);
+        }
+        assert!(!registry.may_line(t), "too few");
+        registry.begin(t);
+        assert!(registry.may_line(t));
+        registry.was_slow(t);
+        assert!(!registry.may_line(t));
+        quick(&mut registry, SLOW_COSTS - 1);
+        assert!(!registry.may_line(t));
+        quick(&mut registry, 1);
+        assert!(registry.may_line(t));
+        // Of a tunnel that was quick for long one is borne, and not three.
+        quick(&mut registry, 10 * MOST_TRUST);
+        registry.was_slow(t);
+        assert!(registry.may_line(t));
+        (0..2).for_each(|_| registry.was_slow(t));
+        assert!(!registry.may_line(t));
+        // It is not less than nothing that it has to earn again.
+        (0..10).for_each(|_| registry.was_slow(t));
+        quick(&mut registry, TRUSTED);
+        assert!(registry.may_line(t));
+        registry.end(t);
+        assert!(!registry.may_line(t));
+    }
+
+    #[test]
+    fn an_agent_is_not_told_again_of_a_crowd_for_which_it_made_no_link() {
+        let mut registry = Registry::new(10, 10);
+        let t = registry.find_or_make("a").unwrap();
+        registry.add_link(t, |_| true);
+        let at = |after: Duration| Instant::default() + TELL_ANEW + after;
+        registry.wait(t, waiting(0, 0));
+        let wanted = registry.crowd(t, at(Duration::ZERO)).unwrap();
+        // It counts when it was said.
+        assert_eq!(registry.crowd(t, at(Duration::ZERO)), Some(wanted));
+        registry.was_told(t, wanted, at(Duration::ZERO));
+        for passed in [Duration::ZERO, TELL_AGAIN, TELL_ANEW - Duration::from_micros(1)] {
+            assert_eq!(registry.crowd(t, at(passed)), None, "{passed:?}");
+        }
+        assert_eq!(registry.crowd(t, at(TELL_ANEW)), Some(wanted));
+        // Where it has helped, it is said again; but the links of the last word may still be on their way.
+        registry.add_link(t, |_| true);
+        assert_eq!(registry.crowd(t, at(TELL_AGAIN - Duration::from_micros(1))), None);
+        assert_eq!(registry.crowd(t, at(TELL_AGAIN)), Some(wanted));
+        registry.was_told(t, wanted, at(TELL_AGAIN));
+        // More than were asked for are news at any time.
+        for id in 1..=wanted {
+            registry.wait(t, waiting(id, 0));
+        }
+        assert!(registry.crowd(t, at(TELL_AGAIN)).unwrap() > wanted);
+    }
+
+    #[test]
     fn an_answer_set_aside_waits_for_its_agent_as_long_as_that_has_a_link() {
         let mut registry = Registry::new(10, 10);
         let t = registry.find_or_make("a").unwrap();

@@ -18,9 +18,11 @@ use crate::support::{Agent, Program, Relay, agent_command, eventually, locked};
 const ONE: u64 = 0x0123_4567_89ab_cdef;
 const OTHER: u64 = 0xfedc_ba98_7654_3210;
 
-/// Answers that a tunnel has to have given before its requests share a link, and how many of those there have to be.
+/// Answers that a tunnel has to have given before its requests share a link, how many of those there have to be, and how many answers
+/// a slow one costs.
 const TRUST: usize = 32;
 const CROWD: usize = 4;
+const COSTS: usize = 20;
 
 /// Waits until the relay has taken in all that it was sent before.
 fn barrier(relay: &Relay) {
@@ -46,14 +48,20 @@ fn is_one_of_several(head: &Head) -> bool {
 
 /// A link of this agent, on which a visitor has had so many quick answers that several requests may go down it.
 fn trusted(relay: &Relay, agent: u64) -> Wire {
-    let (mut link, mut visitor) = (link_lines(relay, "demo", agent), relay.visitor());
-    for _ in 0..TRUST {
+    let mut link = link_lines(relay, "demo", agent);
+    quick_answers(relay, &mut link, TRUST);
+    link
+}
+
+/// Lets a visitor have so many.
+fn quick_answers(relay: &Relay, link: &mut Wire, many: usize) {
+    let mut visitor = relay.visitor();
+    for _ in 0..many {
         visitor.send(get("demo", "/"));
         link.request();
         link.send(ok("fine"));
         visitor.response("GET");
     }
-    link
 }
 
 /// Visitors who have sent these requests, in this order.
@@ -427,6 +435,74 @@ fn long_and_slow_answers_cost_a_tunnel_its_lines() {
     }
 }
 
+/// Whether those who wait with these requests go down the link together, when it is free. Each has its answer then.
+fn go_together(relay: &Relay, link: &mut Wire) -> bool {
+    let mut visitors = crowd(relay, link, &gets(CROWD));
+    let together = (1..=CROWD).map(|n| {
+        let together = is_one_of_several(&next(link).head);
+        link.send(ok(&format!("answer {n}")));
+        visitors[n - 1].response("GET");
+        together
+    });
+    let together: Vec<bool> = together.collect();
+    assert!(together.iter().all(|one| *one == together[0]), "{together:?}");
+    together[0]
+}
+
+#[test]
+fn a_tunnel_earns_its_lines_by_quick_answers() {
+    // As long as requests may wait, a question for a tunnel without an agent takes: longer than a quick answer.
+    let relay = Relay::start(&["--timeout", "link=2s"]);
+    let mut link = link_lines(&relay, "demo", ONE);
+    quick_answers(&relay, &mut link, TRUST - 2);
+    // An answer that is nobody's upstream's shows nothing, nor does one that was long in coming.
+    let failed = "HTTP/1.1 502 Bad Gateway\r\nProxy-Status: ptth-reverse; error=x; details=\"upstream-lost\"\r\n\
+                  Content-Length: 0\r\n\r\n";
+    let mut visitor = relay.visitor();
+    visitor.send(get("demo", "/failed"));
+    next(&mut link);
+    link.send(failed);
+    assert_eq!(visitor.response("GET").status(), 502);
+    visitor.send(get("demo", "/slow"));
+    next(&mut link);
+    assert_eq!(relay.get("nobody", "/").code(), "no-link");
+    link.send(ok("fine"));
+    assert_eq!(visitor.response("GET").status(), 200);
+    // With the one that the crowd waits for, one is still lacking.
+    assert!(!go_together(&relay, &mut link));
+    assert!(go_together(&relay, &mut link));
+}
+
+#[test]
+fn an_answer_set_aside_costs_as_much_as_twenty_quick_ones_earn() {
+    // Of its line all the others are quick, and so is the one that its crowd waited for.
+    let earned = CROWD;
+    // Whether the one that the next crowd waits for counts already is a matter of what else is said on the link.
+    for (more, together) in [(COSTS - earned - 2, false), (COSTS - earned, true)] {
+        let relay = Relay::start(&[]);
+        let mut link = trusted(&relay, ONE);
+        let mut visitors = line(&relay, &mut link);
+        link.send(aside(ONE, "7") + &answers(2..=CROWD));
+        asked_again(&mut link, "/1", &named(ONE, "7"));
+        link.send(ok("answer 1"));
+        each_has_its_own(&mut visitors);
+        quick_answers(&relay, &mut link, more);
+        assert_eq!(go_together(&relay, &mut link), together, "behind {more} more");
+    }
+}
+
+#[test]
+fn few_requests_share_no_link() {
+    let relay = Relay::start(&[]);
+    let mut link = trusted(&relay, ONE);
+    let mut visitors = crowd(&relay, &mut link, &gets(CROWD - 1));
+    for visitor in &mut visitors {
+        assert!(!is_one_of_several(&next(&mut link).head));
+        link.send(ok("fine"));
+        visitor.response("GET");
+    }
+}
+
 #[test]
 fn only_agents_that_say_so_are_given_several() {
     for (flags, agent) in [(&[][..], None), (&["--limit", "pipeline=1"], Some(ONE))] {
@@ -675,6 +751,29 @@ fn a_slow_answer_is_set_aside_and_asked_for_once() {
     for link in [&mut link, &mut other] {
         link.send(get("demo", "/3"));
         answer_to(link, "/3");
+    }
+}
+
+#[test]
+fn requests_beyond_what_the_upstream_is_asked_at_once_wait_where_they_are() {
+    let slow = Slow::start();
+    let relay = by_hand(&slow.upstream, &["--limit", "upstream=2", "--timeout", "turn=10m"]);
+    let (mut link, mut other) = (relay.link(), relay.link());
+    link.send(["/slow/1", "/slow/2", "/slow/3", "/4"].map(|target| in_line("GET", target)).concat());
+    slow.wait_for_asked("/slow/2");
+    // What comes alone does not wait for those.
+    other.send(get("demo", "/5"));
+    answer_to(&mut other, "/5");
+    assert_eq!(slow.asked("/slow/3"), 0);
+    slow.let_go("/slow/1");
+    answer_to(&mut link, "/slow/1");
+    slow.wait_for_asked("/slow/3");
+    other.send(get("demo", "/6"));
+    answer_to(&mut other, "/6");
+    assert_eq!(slow.asked("/4"), 0);
+    for target in ["/slow/2", "/slow/3", "/4"] {
+        slow.let_go(target);
+        answer_to(&mut link, target);
     }
 }
 
