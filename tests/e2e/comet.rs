@@ -662,7 +662,7 @@ fn a_poll_whose_agent_has_gone_takes_no_message_along() {
             }
             _ => {
                 settled(&relay);
-                drop(gone);
+                gone.leave();
                 settled(&relay);
             }
         }

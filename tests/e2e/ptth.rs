@@ -539,7 +539,7 @@ fn a_message_whose_poll_broke_goes_to_the_next_one() {
     for n in 0..20 {
         let gone = listening(&relay, "demo");
         settled(&relay);
-        drop(gone);
+        gone.leave();
         settled(&relay);
         let _visitor = asking(&relay, "demo", &format!("/{n}"));
         assert_eq!(ask(&mut listening(&relay, "demo")).target, format!("/{n}").as_bytes());

@@ -172,6 +172,12 @@ impl Wire {
         self
     }
 
+    /// Ends the connection at once, both ways. When it is only dropped that may take a moment: a program that another test starts just
+    /// then has a copy of the socket until it runs.
+    pub(crate) fn leave(self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
     /// A GET and its whole answer; the connection may be used again.
     pub(crate) fn get(&mut self, tunnel: &str, target: &str) -> Message {
         self.send(get(tunnel, target)).response("GET")
