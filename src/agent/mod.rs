@@ -211,8 +211,11 @@ impl Agent {
         self.companion = relay;
     }
 
-    /// Dials as many links as there are to be and are not.
+    /// Dials as many links as there are to be and are not; but none for requests to come, while one that is there waits for a file.
     fn fill(&mut self, core: &mut Core) {
+        if self.upstream.is_short(core.now) {
+            return;
+        }
         let Dial::Now(wanted) = self.links.wanted() else { return };
         match self.via.place.known() {
             Some(addresses) => self.dial_links(core, wanted, &addresses.into()),
@@ -464,103 +467,18 @@ impl Agent {
         self.upstream.target().to_string()
     }
 
-    /// Whether a connection to the upstream is open, or being made: in time it is of use to somebody else, or its file is.
-    fn has_open(&self, core: &Core) -> bool {
-        core.peers().any(|(_, peer)| peer.key == UPSTREAM && !peer.is_dead())
-    }
-
-    /// The process may have no more files open, and so no connection for this request: it waits until one of the others has served,
-    /// or is closed.
-    fn starve(&mut self, core: &mut Core, id: usize, exchange: &Exchange) -> Assign {
-        let Deadlines { connect, aside, .. } = core.config.deadlines;
-        let of = if exchange.kind == Kind::Connect { Use::New } else { Use::Any };
-        if let Some(back) = self.upstream.take_idle(|back| core.peer(back).is_some_and(|peer| peer.can_be_asked())) {
-            if of == Use::Any {
-                return Assign::Back(back);
-            }
-            core.drop_peer(back);
-        }
-        if exchange.lane == Lane::Aside && core.now.since(exchange.started) > aside + connect {
-            // It has no front whose patience would end. Whoever asks for it yet is asked for it anew.
-            return Assign::Refuse(self.fault(exchange, &BackFault::Late(Wait::Connect)));
-        }
-        wait_to_connect(core, id, exchange);
-        self.upstream.starves(id, of);
-        if self.upstream.look_again(core.now, FILES_AGAIN) {
-            core.set_timer(FILES_AGAIN, STARVED);
-        }
-        Assign::Later
-    }
-
-    fn say_starved(&mut self, core: &Core, error: &io::Error) {
-        if self.upstream.is_news(core.now, NO_NEWS) {
-            log::warn!(
-                "no more connections to the upstream {} can be made: {error}; requests wait (raise the limit with `ulimit -n`)",
-                self.upstream_address()
-            );
-        }
-    }
-
-    /// Those who wait for a file try again.
-    fn feed(&mut self, orders: &mut Vec<Order>) {
-        // The last order is followed first.
-        orders.extend(self.upstream.take_starved().rev().map(Order::Assign));
-    }
-}
-
-/// A request waits for what it takes to connect the upstream, no longer than the connection itself may take.
-fn wait_to_connect(core: &mut Core, id: usize, exchange: &Exchange) {
-    let until = core.now + core.config.deadlines.connect;
-    // Of several on a link, each waits when it is its turn; and who waits already, no longer than it does.
-    let is_new = |front: &&mut Peer| front.seat == Seat::Exchange(id) && front.wait.is_none();
-    if let Some(front) = core.peer(exchange.front).filter(is_new) {
-        front.wait = Some((until, Wait::Connect));
-        core.touch(exchange.front);
-    }
-}
-
-impl Side for Agent {
-    const PROGRAM: &'static str = "ptth-reverse";
-    const RESETS_BACKS: bool = false;
-
-    fn accepted(&mut self, _: &mut Core, _: Token, _: Door, _: &mut Vec<Order>) {}
-
-    /// The relay has settled what it passes on.
-    fn switches(&self, _: &[u8]) -> bool {
-        true
-    }
-
-    fn connects(&self) -> Result<(), Answer> {
-        match self.upstream.target() {
-            Target::Hello => {
-                let text = "The agent's upstream is its built-in page (`hello`), which speaks nothing but HTTP.";
-                Err(Answer::new(Code::CONNECT, text))
-            }
-            Target::Place(_) => Ok(()),
-        }
-    }
-
-    fn assign(&mut self, core: &mut Core, id: usize, exchange: &mut Exchange) -> Assign {
+    /// A connection to the upstream for a request: one that rests, if it is the first that is tried, or a new one.
+    fn connect(&mut self, core: &mut Core, id: usize, exchange: &mut Exchange, first: bool) -> Assign {
         // To its own upstream and to no other, whatever the authority of a CONNECT says.
         let conn = |now| match exchange.kind {
             Kind::Connect => Conn::tunnel(now),
             Kind::Http | Kind::Switch => Conn::client(now),
         };
-        let first = exchange.tries == 0 && exchange.dialled == 0 && exchange.failure.is_none();
-        if first {
-            if self.links.is_busy(exchange.key)
-                && let Some(front) = core.peer(exchange.front)
-            {
-                // More links than are needed: this one goes with its answer, so that no request can meet its end.
-                front.conn.do_not_keep();
-            }
-            self.fill(core);
-            if exchange.kind != Kind::Connect
-                && let Some(back) =
-                    self.upstream.take_idle(|back| core.peer(back).is_some_and(|peer| peer.can_be_asked()))
-            {
-                return Assign::Back(back);
-            }
+        if first
+            && exchange.kind != Kind::Connect
+            && let Some(back) = self.upstream.take_idle(|back| core.peer(back).is_some_and(|peer| peer.can_be_asked()))
+        {
+            return Assign::Back(back);
         }
         if self.upstream.is_starved() {
             // The one in front has seen in this moment that there is none to be had.
@@ -618,6 +536,106 @@ impl Side for Agent {
                 Assign::Refuse(answer)
             }
         }
+    }
+
+    /// Whether a connection to the upstream is open, or being made: in time it is of use to somebody else, or its file is.
+    fn has_open(&self, core: &Core) -> bool {
+        core.peers().any(|(_, peer)| peer.key == UPSTREAM && !peer.is_dead())
+    }
+
+    /// The process may have no more files open, and so no connection for this request: it waits until one of the others has served,
+    /// or is closed.
+    fn starve(&mut self, core: &mut Core, id: usize, exchange: &Exchange) -> Assign {
+        let Deadlines { connect, aside, .. } = core.config.deadlines;
+        let of = if exchange.kind == Kind::Connect { Use::New } else { Use::Any };
+        if let Some(back) = self.upstream.take_idle(|back| core.peer(back).is_some_and(|peer| peer.can_be_asked())) {
+            if of == Use::Any {
+                return Assign::Back(back);
+            }
+            core.drop_peer(back);
+        }
+        if exchange.lane == Lane::Aside && core.now.since(exchange.started) > aside + connect {
+            // It has no front whose patience would end. Whoever asks for it yet is asked for it anew.
+            return Assign::Refuse(self.fault(exchange, &BackFault::Late(Wait::Connect)));
+        }
+        wait_to_connect(core, id, exchange);
+        self.upstream.starves(id, of);
+        self.try_again_later(core);
+        Assign::Later
+    }
+
+    fn say_starved(&mut self, core: &Core, error: &io::Error) {
+        if self.upstream.is_news(core.now, NO_NEWS) {
+            log::warn!(
+                "no more connections to the upstream {} can be made: {error}; requests wait (raise the limit with `ulimit -n`)",
+                self.upstream_address()
+            );
+        }
+    }
+
+    /// Those who wait for a file try again.
+    fn feed(&mut self, core: &mut Core, orders: &mut Vec<Order>) {
+        if self.upstream.is_starved() {
+            self.try_again_later(core);
+            // The last order is followed first.
+            orders.extend(self.upstream.take_starved().rev().map(Order::Assign));
+        }
+    }
+
+    fn try_again_later(&mut self, core: &mut Core) {
+        if self.upstream.look_again(core.now, FILES_AGAIN) {
+            core.set_timer(FILES_AGAIN, STARVED);
+        }
+    }
+}
+
+/// A request waits for what it takes to connect the upstream, no longer than the connection itself may take.
+fn wait_to_connect(core: &mut Core, id: usize, exchange: &Exchange) {
+    let until = core.now + core.config.deadlines.connect;
+    // Of several on a link, each waits when it is its turn; and who waits already, no longer than it does.
+    let is_new = |front: &&mut Peer| front.seat == Seat::Exchange(id) && front.wait.is_none();
+    if let Some(front) = core.peer(exchange.front).filter(is_new) {
+        front.wait = Some((until, Wait::Connect));
+        core.touch(exchange.front);
+    }
+}
+
+impl Side for Agent {
+    const PROGRAM: &'static str = "ptth-reverse";
+    const RESETS_BACKS: bool = false;
+
+    fn accepted(&mut self, _: &mut Core, _: Token, _: Door, _: &mut Vec<Order>) {}
+
+    /// The relay has settled what it passes on.
+    fn switches(&self, _: &[u8]) -> bool {
+        true
+    }
+
+    fn connects(&self) -> Result<(), Answer> {
+        match self.upstream.target() {
+            Target::Hello => {
+                let text = "The agent's upstream is its built-in page (`hello`), which speaks nothing but HTTP.";
+                Err(Answer::new(Code::CONNECT, text))
+            }
+            Target::Place(_) => Ok(()),
+        }
+    }
+
+    fn assign(&mut self, core: &mut Core, id: usize, exchange: &mut Exchange) -> Assign {
+        let first = exchange.tries == 0 && exchange.dialled == 0 && exchange.failure.is_none();
+        if first
+            && self.links.is_busy(exchange.key)
+            && let Some(front) = core.peer(exchange.front)
+        {
+            // More links than are needed: this one goes with its answer, so that no request can meet its end.
+            front.conn.do_not_keep();
+        }
+        let assigned = self.connect(core, id, exchange, first);
+        if first {
+            // A request that is there goes before those to come: of the last file, too.
+            self.fill(core);
+        }
+        assigned
     }
 
     fn forget(&mut self, id: usize, _: &Exchange) {
@@ -745,7 +763,7 @@ impl Side for Agent {
     fn gone(&mut self, core: &mut Core, token: Token, peer: Peer, orders: &mut Vec<Order>) {
         if peer.twin == Twin::None {
             // Its file is closed before these are followed.
-            self.feed(orders);
+            self.feed(core, orders);
         }
         match peer.key {
             crate::peer::NO_KEY => {}
@@ -827,7 +845,10 @@ impl Side for Agent {
 
     fn timer(&mut self, core: &mut Core, key: usize, orders: &mut Vec<Order>) {
         match key {
-            STARVED => return self.feed(orders),
+            STARVED => {
+                self.feed(core, orders);
+                return self.fill(core);
+            }
             RESUME => return self.resume_lines(core),
             STANDS => return self.held_lines_stand(core),
             UPGRADE => return self.try_upgrade(core),

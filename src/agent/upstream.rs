@@ -170,6 +170,11 @@ impl Upstream {
         !self.starved.is_empty()
     }
 
+    /// Whether files are short: some wait for one, or did a moment ago.
+    pub fn is_short(&self, now: Instant) -> bool {
+        self.is_starved() || self.again.is_some_and(|at| now < at)
+    }
+
     /// A file was closed, or time has passed: gives all that wait, which are to try again in this order.
     pub fn take_starved(&mut self) -> impl DoubleEndedIterator<Item = usize> {
         std::mem::take(&mut self.starved).into_iter().map(|(id, _)| id)

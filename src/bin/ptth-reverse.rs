@@ -22,7 +22,8 @@ fn main() -> ExitCode {
 fn run(cli: &Reverse) -> Result<u8, Failure> {
     let mut settings = config::reverse(cli).map_err(Failure::flags)?;
     let files = config::raise_file_limit();
-    // The other half is for links, and for what keeps no other from being served.
+    // The other half is for links, each of which may bring a request that waits for nobody, and for what is neither.
+    settings.size.most = settings.size.most.min(files / 2).max(1);
     let limits = &mut settings.config.limits;
     limits.upstream = limits.upstream.min(files / 2);
     limits.upstream_idle = limits.upstream_idle.min(files / 4);

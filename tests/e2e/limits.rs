@@ -488,6 +488,17 @@ fn who_waits_for_a_file_is_tried_again_although_nobody_is_served() {
 }
 
 #[test]
+fn the_last_file_is_for_a_request_that_is_there_and_not_for_a_link() {
+    let upstream = Upstream::answering("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine");
+    let relay = Relay::start(&[]);
+    let args = ["--links", "1..4", "--timeout", "backoff=10m", "--timeout", "backoff-max=10m"];
+    let agent = Agent::start(&relay, "demo", &upstream.address(), &args);
+    agent.program.leave_files(1);
+    assert_eq!(relay.get("demo", "/").text(), "fine");
+    agent.log().wait_for("can't reach the relay");
+}
+
+#[test]
 fn a_tunnel_has_the_file_of_a_connection_that_has_served() {
     let (relay, agent, upstream, say) = start(&["--tcp", "127.0.0.1:0=demo"]);
     let line = relay.log().wait_for("tcp://127.0.0.1:");
