@@ -1,4 +1,5 @@
 """What all benches share: programs that are started and ended, the origin, the load generator, tables, words of reports."""
+import argparse
 import contextlib
 import http.client
 import os
@@ -295,9 +296,33 @@ def wrk(port, path, conns, seconds, *more, cores=None):
     }
 
 
+def load_figures(running, origin, programs, *load, cores=None):
+    """What some seconds of wrk show, which is told `load`. `programs` are the ids of those whose CPU time for a request is to be
+    known, by what it is called."""
+    others, before = Others(running, origin), {name: cpu_seconds(*ids) for name, ids in programs.items()}
+    done = wrk(*load, cores=cores)
+    taken = {name: cpu_seconds(*ids) - before[name] for name, ids in programs.items()}
+    figures = {"rps": done["requests"] / done["seconds"], "others": others.percent()}
+    figures |= {key: done[key] for key in ("p50", "p99", "errors")}
+    return figures | {name: seconds / done["requests"] * 1e6 for name, seconds in taken.items()}
+
+
 def milliseconds(text):
     value, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m|h)", text).groups()
     return float(value) * {"us": 1e-3, "ms": 1, "s": 1e3, "m": 60e3, "h": 3600e3}[unit]
+
+
+def in_turn(things, rounds, measure, title=str, said="{rps:,.0f} req/s".format_map):
+    """Measures things in turn, so many rounds: of each, the figures of the rounds in which it could be measured."""
+    runs = {thing: [] for thing in things}
+    for turn in range(rounds):
+        for thing, kept in runs.items():
+            try:
+                kept.append(measure(thing))
+                say(f"  {turn + 1}/{rounds} {title(thing)}: {said(kept[-1])}")
+            except (Trouble, OSError) as trouble:
+                say(f"  {turn + 1}/{rounds} {title(thing)}: {trouble}")
+    return runs
 
 
 def medians(runs):
@@ -312,6 +337,15 @@ def medians(runs):
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def table_of(corner, columns, results):
+    """The rows of a table, the head first, from the figures of each row by its name. Columns that nobody has a figure for are left
+    out."""
+    columns = [c for c in columns if any(c[1] in figures for figures in results.values())]
+    yield [corner, *(title for title, _, _ in columns)]
+    for name, figures in results.items():
+        yield [name, *(form.format(figures[key]) if key in figures else "" for _, key, form in columns)]
 
 
 def plain(rows):
@@ -369,6 +403,15 @@ def show(title, rows):
 
 
 # --- the whole run ----------------------------------------------------------------------------------------------------
+
+
+def bench_parser(doc, written, secs, each):
+    """The options that such a bench has at least."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--secs", type=int, default=secs, help=f"seconds of load {each} and round (default {secs})")
+    parser.add_argument("--rounds", type=int, default=3, help="(default 3)")
+    parser.add_argument("--write", action="store_true", help=f"write {REPORTS.relative_to(ROOT)}/{written}")
+    return parser
 
 
 def prepare(*programs):

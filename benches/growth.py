@@ -15,13 +15,12 @@ Four curves, all with bodies of 1 KiB:
 The tunnel that is asked is served by ptth-reverse and the origin. All other agents, and whoever rests, are one light
 program (benches/crowd.py). Where it serves all tunnels, requests a second are its own: there, read what the relay spends on one.
 """
-import argparse
 import sys
 
 import charts
-from common import HOST, REPORTS, ROOT, Others, Running, Trouble
-from common import answers, cpu_seconds, free_port, medians, prepare, rss_mib, stage, wrk
-from common import markdown, say, show, write, written_by
+from common import HOST, Running
+from common import answers, bench_parser, free_port, in_turn, load_figures, medians, prepare, rss_mib, stage, wrk
+from common import markdown, say, show, table_of, write, written_by
 from systems import our_agent, our_relay
 
 VISITORS = 64
@@ -110,31 +109,16 @@ class Beside(Running):
         if visitors > MANY:
             warm, seconds = 3, 3 * seconds
         wrk(self.port, "/1k", visitors, warm, *more)
-        others = Others(self, self.origin)
-        relay, ends = cpu_seconds(self.relay), cpu_seconds(*self.ends)
-        done = wrk(self.port, "/1k", visitors, seconds, *more)
-        figures = {
-            "rps": done["requests"] / done["seconds"],
-            "relay_us": (cpu_seconds(self.relay) - relay) / done["requests"] * 1e6,
-            "p50": done["p50"],
-            "p99": done["p99"],
-            "errors": done["errors"],
-            "rss": rss_mib("VmRSS", self.relay),
-            "others": others.percent(),
-        }
-        if self.agent:
-            figures["cpu_us"] = (cpu_seconds(*self.ends) - ends) / done["requests"] * 1e6
-        return figures
+        programs = {"relay_us": [self.relay]} | ({"cpu_us": self.ends} if self.agent else {})
+        figures = load_figures(self, self.origin, programs, self.port, "/1k", visitors, seconds, *more)
+        return figures | {"rss": rss_mib("VmRSS", self.relay)}
 
 
 # --- tables and pictures ----------------------------------------------------------------------------------------------
 
 
 def table(name, points):
-    columns = [c for c in COLUMNS if any(c[1] in figures for figures in points.values())]
-    yield [name, *(title for title, _, _ in columns)]
-    for count, figures in points.items():
-        yield [f"{count:,}", *(form.format(figures[key]) if key in figures else "" for _, key, form in columns)]
+    return table_of(name, COLUMNS, {f"{count:,}": figures for count, figures in points.items()})
 
 
 def chart(measured):
@@ -165,24 +149,15 @@ def report(measured, options):
 
 
 def run(name, stage, options):
-    runs = {count: [] for count in options.counts}
-    for turn in range(options.rounds):
-        for count in options.counts:
-            try:
-                runs[count].append(CURVES[name](stage, count, options.secs))
-                say(f"  {turn + 1}/{options.rounds} {count:,}: {runs[count][-1]['rps']:,.0f} req/s")
-            except (Trouble, OSError) as trouble:
-                say(f"  {turn + 1}/{options.rounds} {count:,}: {trouble}")
+    measure = CURVES[name]
+    runs = in_turn(options.counts, options.rounds, lambda count: measure(stage, count, options.secs), "{:,}".format)
     return {count: medians(kept) for count, kept in runs.items() if kept}
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__, "growth.md and growth.svg", 4, "a point")
     parser.add_argument("--counts", default="1,10,100,1000,10000", help="(default 1,10,100,1000,10000)")
-    parser.add_argument("--secs", type=int, default=4, help="seconds of load a point and round (default 4)")
-    parser.add_argument("--rounds", type=int, default=3, help="(default 3)")
     parser.add_argument("--only", default=",".join(CURVES), help=f"some of {','.join(CURVES)}")
-    parser.add_argument("--write", action="store_true", help=f"write {REPORTS.relative_to(ROOT)}/growth.md and growth.svg")
     options = parser.parse_args()
     options.counts = [int(count) for count in options.counts.split(",")]
     options.only = options.only.split(",")

@@ -20,7 +20,7 @@ import sys
 import time
 
 from common import FILES, HOST, MIB, REPORTS, ROOT, SIZES, Process, Running, Trouble
-from common import answers, cpu_seconds, free_address, medians, prepare, stage
+from common import answers, cpu_seconds, free_address, in_turn, medians, prepare, stage
 from common import markdown, say, show, write, written_by
 from systems import SYSTEMS, TITLES
 
@@ -242,15 +242,8 @@ def report(measured, options):
 
 
 def run(cell, trip, options, folder, origin_port):
-    runs = {name: [] for name in options.only}
-    for turn in range(options.rounds):
-        for name in options.only:
-            try:
-                runs[name].append(measure(name, folder, origin_port, cell, trip))
-                last = runs[name][-1]
-                say(f"  {turn + 1}/{options.rounds} {name}: {last['median']:.0f} ms, {last['rps']:,.1f} req/s")
-            except (Trouble, OSError) as trouble:
-                say(f"  {turn + 1}/{options.rounds} {name}: {trouble}")
+    said = "{median:.0f} ms, {rps:,.1f} req/s".format_map
+    runs = in_turn(options.only, options.rounds, lambda name: measure(name, folder, origin_port, cell, trip), said=said)
     failed = {name: {"failed": options.rounds - len(kept)} for name, kept in runs.items()}
     return {name: (medians(kept) if kept else {}) | failed[name] for name, kept in runs.items()}
 

@@ -9,16 +9,15 @@ another.
 
 Needs to be root, and a Linux where the `cpu` controller of cgroup v1 can be written to: it takes single threads.
 """
-import argparse
 import contextlib
 import os
 import pathlib
 import sys
 import time
 
-from common import HOST, REPORTS, ROOT, Others, Running, Trouble
-from common import answers, cpu_seconds, free_port, medians, prepare, stage, tasks, wrk
-from common import markdown, say, show, write, written_by
+from common import HOST, Running, Trouble
+from common import answers, bench_parser, free_port, in_turn, load_figures, medians, prepare, stage, tasks, wrk
+from common import markdown, say, show, table_of, write, written_by
 from systems import our_agent, our_relay
 
 GROUPS = pathlib.Path("/sys/fs/cgroup/cpu")
@@ -28,6 +27,7 @@ COUNTS = [1, 2, 4, 8]
 VISITORS = 256
 READY_SECONDS = 5
 COLUMNS = [
+    ("to one worker: req/s ×", "share", "{:.2f}"),
     ("req/s", "rps", "{:,.0f}"),
     ("relay: cores in use", "cores", "{:.2f}"),
     ("relay: CPU µs a request", "relay_us", "{:.1f}"),
@@ -72,36 +72,18 @@ def measure(here, workers, options):
         running.start(our_agent(origin_port, f"http://{HOST}:{port}"), lambda: answers(port))
         limit(relay, groups, options.share)
         wrk(port, "/1k", VISITORS, 1)
-        others, before = Others(running, origin), cpu_seconds(relay)
-        done = wrk(port, "/1k", VISITORS, options.secs)
-        cpu = cpu_seconds(relay) - before
-        return {
-            "rps": done["requests"] / done["seconds"],
-            "cores": cpu / done["seconds"],
-            "relay_us": cpu / done["requests"] * 1e6,
-            "p50": done["p50"],
-            "errors": done["errors"],
-            "others": others.percent(),
-        }
+        figures = load_figures(running, origin, {"relay_us": [relay]}, port, "/1k", VISITORS, options.secs)
+        return figures | {"cores": figures["rps"] * figures["relay_us"] / 1e6}
 
 
 def run(here, options):
-    runs = {workers: [] for workers in COUNTS}
-    for turn in range(options.rounds):
-        for workers, kept in runs.items():
-            try:
-                kept.append(measure(here, workers, options))
-                say(f"  {turn + 1}/{options.rounds} {workers}: {kept[-1]['rps']:,.0f} req/s")
-            except (Trouble, OSError) as trouble:
-                say(f"  {turn + 1}/{options.rounds} {workers}: {trouble}")
+    runs = in_turn(COUNTS, options.rounds, lambda workers: measure(here, workers, options))
     return {workers: medians(kept) for workers, kept in runs.items() if kept}
 
 
 def table(results):
-    yield ["workers", "to one worker: req/s ×", *(title for title, _, _ in COLUMNS)]
-    for workers, figures in results.items():
-        share = f"{figures['rps'] / results[1]['rps']:.2f}" if 1 in results else ""
-        yield [str(workers), share, *(form.format(figures[key]) for _, key, form in COLUMNS)]
+    share = {n: {"share": figures["rps"] / results[1]["rps"]} for n, figures in results.items() if 1 in results}
+    return table_of("workers", COLUMNS, {str(n): figures | share.get(n, {}) for n, figures in results.items()})
 
 
 def report(results, options):
@@ -113,11 +95,8 @@ def report(results, options):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__, "shares.md", 5, "a number of workers")
     parser.add_argument("--share", type=int, default=5, help="percent of a core that a worker may use (default 5)")
-    parser.add_argument("--secs", type=int, default=5, help="seconds of load a number of workers and round (default 5)")
-    parser.add_argument("--rounds", type=int, default=3, help="(default 3)")
-    parser.add_argument("--write", action="store_true", help=f"write {REPORTS.relative_to(ROOT)}/shares.md")
     return parser.parse_args()
 
 

@@ -28,9 +28,9 @@ import sys
 import tempfile
 
 import charts
-from common import CLOSE, FILES, GIB, HOST, MIB, REPORTS, ROOT, SIZES, Others, Running, Trouble
-from common import answers, medians, on, pin, prepare, stage, wrk, wrk_command
-from common import markdown, say, show, write, written_by
+from common import CLOSE, FILES, GIB, HOST, MIB, REPORTS, ROOT, SIZES, Running, Trouble
+from common import answers, in_turn, load_figures, medians, on, pin, prepare, stage, wrk, wrk_command
+from common import markdown, say, show, table_of, write, written_by
 from systems import BARE, LARGE_ONLY, SMALL_ONLY, SYSTEMS, TITLES, System, can_reverse
 
 # Whose figures are divided by whose.
@@ -128,17 +128,8 @@ def measure(name, folder, origin, origin_port, shape, seconds):
             load = [system.port, system.prefix + shape.path, shape.conns]
             close = CLOSE if shape.close else []
             wrk(*load, 1, *close, cores=shape.cores())  # Warm: connections made, buffers grown.
-            others, before = Others(running, origin), running.cpu_seconds()
-            done = wrk(*load, seconds, *close, cores=shape.cores())
-            cpu = running.cpu_seconds() - before
-            figures = {
-                "rps": done["requests"] / done["seconds"],
-                "cpu_us": cpu / done["requests"] * 1e6,
-                "p50": done["p50"],
-                "p99": done["p99"],
-                "errors": done["errors"],
-                "others": others.percent(),
-            }
+            programs = {"cpu_us": running.ids()}
+            figures = load_figures(running, origin, programs, *load, seconds, *close, cores=shape.cores())
         if shape.bulk and name not in SMALL_ONLY:
             before = running.cpu_seconds()
             taken = fetch_large(system, shape.cores())
@@ -167,11 +158,7 @@ def fetch_large(system, cores=None):
 
 
 def table(results):
-    """The rows of a shape of load, the head first. Columns that nobody has a figure for are left out."""
-    columns = [c for c in COLUMNS if any(c[1] in figures for figures in results.values())]
-    yield ["system", *(title for title, _, _ in columns)]
-    for name, figures in results.items():
-        yield [TITLES[name], *(form.format(figures[key]) if key in figures else "" for _, key, form in columns)]
+    return table_of("system", COLUMNS, {TITLES[name]: figures for name, figures in results.items()})
 
 
 def ratios(measured, name, rival):
@@ -278,16 +265,13 @@ def commands(names):
 
 
 def run(shape, names, options, folder, origin, origin_port):
-    runs = {name: [] for name in names if shape.bulk or name not in LARGE_ONLY}
-    for turn in range(options.rounds):
-        for name in runs:
-            try:
-                figures = measure(name, folder, origin, origin_port, shape, options.secs)
-                runs[name].append(figures)
-                said = f"{figures['rps']:,.0f} req/s" if "rps" in figures else f"{figures['gib_s']:.2f} GiB/s"
-                say(f"  {turn + 1}/{options.rounds} {name}: {said}")
-            except (Trouble, OSError) as trouble:
-                say(f"  {turn + 1}/{options.rounds} {name}: {trouble}")
+    def one(name):
+        return measure(name, folder, origin, origin_port, shape, options.secs)
+
+    def said(figures):
+        return f"{figures['rps']:,.0f} req/s" if "rps" in figures else f"{figures['gib_s']:.2f} GiB/s"
+
+    runs = in_turn([name for name in names if shape.bulk or name not in LARGE_ONLY], options.rounds, one, said=said)
     return {name: median(kept, options.rounds - len(kept)) for name, kept in runs.items()}
 
 

@@ -9,13 +9,12 @@ Where the relay has cores of its own, agent, origin and load generator have the 
 the agent and wrk each use one core at most, so that on few cores they are what limits requests a second: then read how many the
 relay would answer if it had nothing to wait for, which is its workers by the CPU time of a request.
 """
-import argparse
 import os
 import sys
 
-from common import CLOSE, HOST, REPORTS, ROOT, Others, Running, Trouble
-from common import answers, cpu_seconds, free_port, medians, pin, prepare, rss_mib, stage, wrk
-from common import markdown, say, show, write, written_by
+from common import CLOSE, HOST, Running
+from common import answers, bench_parser, free_port, in_turn, load_figures, medians, pin, prepare, rss_mib, stage, wrk
+from common import markdown, say, show, table_of, write, written_by
 from systems import our_agent, our_relay
 
 SHAPES = [
@@ -70,26 +69,17 @@ def measure(here, setup, shape, seconds):
         agent = our_agent(origin_port, f"http://{HOST}:{port}", cores=rest)
         running.start(agent, lambda: answers(port))
         wrk(port, path, visitors, 1, *more, cores=rest)
-        others, before = Others(running, origin), cpu_seconds(relay)
-        done = wrk(port, path, visitors, seconds, *more, cores=rest)
-        cpu = cpu_seconds(relay) - before
-        return {
-            "rps": done["requests"] / done["seconds"],
-            "relay_us": cpu / done["requests"] * 1e6,
-            "alone": min(workers, os.cpu_count()) * done["requests"] / cpu,
-            "cores": cpu / done["seconds"],
-            "p50": done["p50"],
-            "p99": done["p99"],
-            "errors": done["errors"],
+        programs = {"relay_us": [relay]}
+        figures = load_figures(running, origin, programs, port, path, visitors, seconds, *more, cores=rest)
+        return figures | {
+            "alone": min(workers, os.cpu_count()) / figures["relay_us"] * 1e6,
+            "cores": figures["rps"] * figures["relay_us"] / 1e6,
             "rss": rss_mib("VmHWM", relay),
-            "others": others.percent(),
         }
 
 
 def table(shape, results):
-    yield [shape[0], *(title for title, _, _ in COLUMNS)]
-    for setup, figures in results.items():
-        yield [title(setup), *(form.format(figures[key]) for _, key, form in COLUMNS)]
+    return table_of(shape[0], COLUMNS, {title(setup): figures for setup, figures in results.items()})
 
 
 def ratios(measured):
@@ -119,27 +109,12 @@ def report(measured, options):
 
 
 def run(here, shape, options):
-    runs = {setup: [] for setup in setups()}
-    for turn in range(options.rounds):
-        for setup, kept in runs.items():
-            try:
-                kept.append(measure(here, setup, shape, options.secs))
-                say(f"  {turn + 1}/{options.rounds} {title(setup)}: {kept[-1]['rps']:,.0f} req/s")
-            except (Trouble, OSError) as trouble:
-                say(f"  {turn + 1}/{options.rounds} {title(setup)}: {trouble}")
+    runs = in_turn(setups(), options.rounds, lambda setup: measure(here, setup, shape, options.secs), title)
     return {setup: medians(kept) for setup, kept in runs.items() if kept}
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--secs", type=int, default=5, help="seconds of load a setup and round (default 5)")
-    parser.add_argument("--rounds", type=int, default=3, help="(default 3)")
-    parser.add_argument("--write", action="store_true", help=f"write {REPORTS.relative_to(ROOT)}/workers.md")
-    return parser.parse_args()
-
-
 def main():
-    options = arguments()
+    options = bench_parser(__doc__, "workers.md", 5, "a setup").parse_args()
     prepare("nginx", "wrk", "taskset")
     if os.cpu_count() < 2:
         sys.exit("there is one core only: nothing to compare")
