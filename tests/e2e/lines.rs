@@ -108,6 +108,23 @@ fn line(relay: &Relay, link: &mut Wire) -> Vec<Wire> {
     visitors
 }
 
+/// A relay, a link, and visitors in a line on it.
+fn standing(flags: &[&str]) -> (Relay, Wire, Vec<Wire>) {
+    let relay = Relay::start(flags);
+    let mut link = trusted(&relay, ONE);
+    let visitors = line(&relay, &mut link);
+    (relay, link, visitors)
+}
+
+/// Each of those who wait is asked for alone.
+fn each_is_asked_alone(link: &mut Wire, visitors: &mut [Wire]) {
+    for visitor in visitors {
+        assert!(!is_one_of_several(&next(link).head));
+        link.send(ok("fine"));
+        assert_eq!(visitor.response("GET").text(), "fine");
+    }
+}
+
 /// Answers to the requests for these, as an agent sends them.
 fn answers(to: impl IntoIterator<Item = usize>) -> String {
     to.into_iter().map(|n| ok(&format!("answer {n}"))).collect()
@@ -125,6 +142,13 @@ fn asked_again(link: &mut Wire, target: &str, name: &str) {
     let head = next(link).head;
     assert_eq!((head.target(), head.get("Ptth-Aside")), (target, Some(name)));
     assert!(!is_one_of_several(&head), "{}", head.text);
+}
+
+/// The answer to the first of these, set aside under the name `7`, is asked for here: then every visitor has its own.
+fn first_comes_last(link: &mut Wire, visitors: &mut [Wire]) {
+    asked_again(link, "/1", &named(ONE, "7"));
+    link.send(ok("answer 1"));
+    each_has_its_own(visitors);
 }
 
 fn named(agent: u64, rest: &str) -> String {
@@ -209,9 +233,7 @@ fn a_post_stands_with_nobody_and_keeps_its_place_in_the_queue() {
 #[test]
 fn a_visitor_may_leave_wherever_it_stands() {
     for leaves in 0..CROWD {
-        let relay = Relay::start(&[]);
-        let mut link = trusted(&relay, ONE);
-        let mut visitors = line(&relay, &mut link);
+        let (relay, mut link, mut visitors) = standing(&[]);
         let mut leaver = visitors.remove(leaves);
         leaver.break_on_drop();
         drop(leaver);
@@ -242,9 +264,7 @@ fn a_link_for_whose_answers_nobody_waits_is_closed() {
 
 #[test]
 fn an_answer_set_aside_is_asked_for_on_a_link_to_the_same_agent() {
-    let relay = Relay::start(&[]);
-    let mut first = trusted(&relay, ONE);
-    let mut visitors = line(&relay, &mut first);
+    let (relay, mut first, mut visitors) = standing(&[]);
     let mut other = link_lines(&relay, "demo", OTHER);
     let mut second = link_lines(&relay, "demo", ONE);
     first.send(aside(ONE, "7") + &ok("answer 2"));
@@ -281,18 +301,14 @@ fn an_answer_set_aside_waits_for_a_link_to_its_agent_as_long_as_there_is_one() {
     busy[1].response("POST");
     barrier(&relay);
     first.send(answers([2, 3, 4]));
-    asked_again(&mut first, "/1", &named(ONE, "7"));
-    first.send(ok("answer 1"));
-    each_has_its_own(&mut visitors);
+    first_comes_last(&mut first, &mut visitors);
     other.shut();
     other.expect_end();
 }
 
 #[test]
 fn an_answer_set_aside_by_an_agent_that_is_gone_comes_from_another() {
-    let relay = Relay::start(&["--timeout", "link=10m"]);
-    let mut first = trusted(&relay, ONE);
-    let mut visitors = line(&relay, &mut first);
+    let (relay, mut first, mut visitors) = standing(&["--timeout", "link=10m"]);
     let mut other = link_lines(&relay, "demo", OTHER);
     first.send(aside(ONE, "7") + &answers([2, 3, 4]));
     asked_again(&mut first, "/1", &named(ONE, "7"));
@@ -304,9 +320,7 @@ fn an_answer_set_aside_by_an_agent_that_is_gone_comes_from_another() {
 
 #[test]
 fn an_answer_set_aside_for_nobody_known_comes_from_whoever_is_there() {
-    let relay = Relay::start(&["--timeout", "link=10m"]);
-    let mut first = trusted(&relay, ONE);
-    let mut visitors = line(&relay, &mut first);
+    let (relay, mut first, mut visitors) = standing(&["--timeout", "link=10m"]);
     let mut other = link_lines(&relay, "demo", OTHER);
     first.send(aside(0x5eed, "7"));
     assert_eq!(next(&mut other).head.target(), "/1");
@@ -319,25 +333,19 @@ fn an_answer_set_aside_for_nobody_known_comes_from_whoever_is_there() {
 
 #[test]
 fn to_wait_for_a_link_again_is_a_wait_of_its_own() {
-    // The crowd below has to have gathered within that.
-    let relay = Relay::start(&["--timeout", "link=2s"]);
-    let mut link = trusted(&relay, ONE);
-    let mut visitors = line(&relay, &mut link);
+    // The crowd has to have gathered within that.
+    let (relay, mut link, mut visitors) = standing(&["--timeout", "link=2s"]);
     // By then the time is over in which they would have to have found one.
     assert_eq!(relay.get("nobody", "/").code(), "no-link");
     link.send(aside(ONE, "7"));
     barrier(&relay);
     link.send(answers([2, 3, 4]));
-    asked_again(&mut link, "/1", &named(ONE, "7"));
-    link.send(ok("answer 1"));
-    each_has_its_own(&mut visitors);
+    first_comes_last(&mut link, &mut visitors);
 }
 
 #[test]
 fn what_stood_on_a_link_that_breaks_goes_elsewhere() {
-    let relay = Relay::start(&[]);
-    let mut first = trusted(&relay, ONE);
-    let mut visitors = line(&relay, &mut first);
+    let (relay, mut first, mut visitors) = standing(&[]);
     first.send(ok("answer 1"));
     assert_eq!(visitors[0].response("GET").text(), "answer 1");
     drop(first);
@@ -354,9 +362,7 @@ fn what_stood_on_a_link_that_breaks_goes_elsewhere() {
 
 #[test]
 fn a_request_of_whose_answer_something_came_is_not_asked_again() {
-    let relay = Relay::start(&[]);
-    let mut first = trusted(&relay, ONE);
-    let mut visitors = line(&relay, &mut first);
+    let (_relay, mut first, mut visitors) = standing(&[]);
     first.send(answers(1..CROWD) + "HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n");
     let last = &mut visitors[CROWD - 1];
     assert_eq!(last.any_response_head("GET").status(), 103);
@@ -366,9 +372,7 @@ fn a_request_of_whose_answer_something_came_is_not_asked_again() {
 
 #[test]
 fn answers_that_are_there_count_although_their_link_has_ended() {
-    let relay = Relay::start(&[]);
-    let mut link = trusted(&relay, ONE);
-    let mut visitors = line(&relay, &mut link);
+    let (relay, mut link, mut visitors) = standing(&[]);
     let last = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\nanswer 4";
     // All in one look of the relay's.
     relay.program.freeze();
@@ -379,9 +383,7 @@ fn answers_that_are_there_count_although_their_link_has_ended() {
 
 #[test]
 fn an_answer_that_is_longer_than_agreed_fills_no_memory() {
-    let relay = Relay::start(&[]);
-    let mut link = trusted(&relay, ONE);
-    let mut visitors = line(&relay, &mut link);
+    let (relay, mut link, mut visitors) = standing(&[]);
     let body = vec![b'x'; 64 << 20];
     link.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()));
     // Its visitor does not read, so neither does the relay.
@@ -420,19 +422,13 @@ fn a_visitor_has_no_say_in_it() {
 
 #[test]
 fn long_and_slow_answers_cost_a_tunnel_its_lines() {
-    let relay = Relay::start(&[]);
-    let mut link = trusted(&relay, ONE);
-    let mut visitors = line(&relay, &mut link);
+    let (relay, mut link, mut visitors) = standing(&[]);
     link.send(ok(&"x".repeat(17_000)) + &ok("2") + &ok("3") + &ok("4"));
     for visitor in &mut visitors {
         visitor.response("GET");
     }
     let mut visitors = crowd(&relay, &mut link, &gets(4));
-    for visitor in &mut visitors {
-        assert!(!is_one_of_several(&next(&mut link).head));
-        link.send(ok("fine"));
-        visitor.response("GET");
-    }
+    each_is_asked_alone(&mut link, &mut visitors);
 }
 
 /// Whether those who wait with these requests go down the link together, when it is free. Each has its answer then.
@@ -508,19 +504,9 @@ fn only_agents_that_say_so_are_given_several() {
     for (flags, agent) in [(&[][..], None), (&["--limit", "pipeline=1"], Some(ONE))] {
         let relay = Relay::start(flags);
         let mut link = agent.map_or_else(|| link(&relay, "demo"), |agent| link_lines(&relay, "demo", agent));
-        let mut visitor = relay.visitor();
-        for _ in 0..TRUST {
-            visitor.send(get("demo", "/"));
-            next(&mut link);
-            link.send(ok("fine"));
-            visitor.response("GET");
-        }
+        quick_answers(&relay, &mut link, TRUST);
         let mut visitors = crowd(&relay, &mut link, &gets(4));
-        for visitor in &mut visitors {
-            assert!(!is_one_of_several(&next(&mut link).head));
-            link.send(ok("fine"));
-            assert_eq!(visitor.response("GET").text(), "fine");
-        }
+        each_is_asked_alone(&mut link, &mut visitors);
     }
 }
 
@@ -558,9 +544,7 @@ fn nothing_is_said_behind_a_connect_whoever_waits() {
 
 #[test]
 fn a_relay_that_goes_asks_for_what_was_set_aside() {
-    let mut relay = Relay::start(&["--timeout", "farewell=50ms"]);
-    let mut link = trusted(&relay, ONE);
-    let mut visitors = line(&relay, &mut link);
+    let (mut relay, mut link, mut visitors) = standing(&["--timeout", "farewell=50ms"]);
     let mut resting = link_lines(&relay, "demo", ONE);
     let mut idle = relay.visitor();
     barrier(&relay);
@@ -569,18 +553,14 @@ fn a_relay_that_goes_asks_for_what_was_set_aside() {
     resting.expect_end();
     idle.expect_end();
     link.send(aside(ONE, "7") + &answers([2, 3, 4]));
-    asked_again(&mut link, "/1", &named(ONE, "7"));
-    link.send(ok("answer 1"));
-    each_has_its_own(&mut visitors);
+    first_comes_last(&mut link, &mut visitors);
     link.expect_end();
     assert_eq!(relay.program.exit_code(), 0);
 }
 
 #[test]
 fn a_relay_that_goes_still_asks_for_what_waits_to_be_asked_for() {
-    let mut relay = Relay::start(&["--timeout", "farewell=50ms"]);
-    let mut link = trusted(&relay, ONE);
-    let mut visitors = line(&relay, &mut link);
+    let (mut relay, mut link, mut visitors) = standing(&["--timeout", "farewell=50ms"]);
     link.send(aside(ONE, "7"));
     barrier(&relay);
     let mut idle = relay.visitor();
@@ -588,9 +568,7 @@ fn a_relay_that_goes_still_asks_for_what_waits_to_be_asked_for() {
     relay.program.terminate();
     idle.expect_end();
     link.send(answers([2, 3, 4]));
-    asked_again(&mut link, "/1", &named(ONE, "7"));
-    link.send(ok("answer 1"));
-    each_has_its_own(&mut visitors);
+    first_comes_last(&mut link, &mut visitors);
     assert_eq!(relay.program.exit_code(), 0);
 }
 
@@ -697,6 +675,19 @@ fn in_line(method: &str, target: &str) -> String {
     format!("{method} {target} HTTP/1.1\r\nHost: demo\r\nPtth-Accept: aside\r\n\r\n")
 }
 
+/// GETs of these, in a line.
+fn gets_in_line(targets: &[&str]) -> String {
+    targets.iter().map(|target| in_line("GET", target)).collect()
+}
+
+/// Asks for two in a line, of which the first is slow, and reads the answer to the second: by what name the first was set aside.
+fn first_is_set_aside(link: &mut Wire, targets: &[&str; 2]) -> String {
+    link.send(gets_in_line(targets));
+    let name = was_set_aside(link);
+    answer_to(link, targets[1]);
+    name
+}
+
 /// Reads that the next answer was set aside, and by what name.
 fn was_set_aside(link: &mut Wire) -> String {
     let head = link.any_response_head("GET");
@@ -736,7 +727,7 @@ fn a_slow_answer_is_set_aside_and_asked_for_once() {
     let slow = Slow::start();
     let relay = by_hand(&slow.upstream, &[]);
     let (mut link, mut other) = (relay.link(), relay.link());
-    link.send(["/slow", "/slow/1", "/slow/2"].map(|target| in_line("GET", target)).concat());
+    link.send(gets_in_line(&["/slow", "/slow/1", "/slow/2"]));
     slow.let_go("/slow/1");
     let name = was_set_aside(&mut link);
     answer_to(&mut link, "/slow/1");
@@ -804,12 +795,12 @@ fn a_connection_that_ends_before_its_turn_is_replaced_before_it() {
     let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
     let mut link = relay.link();
     // Two connections that are kept.
-    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/2"));
+    link.send(gets_in_line(&["/slow/1", "/2"]));
     slow.wait_for_answered("/2");
     slow.let_go("/slow/1");
     answer_to(&mut link, "/slow/1");
     answer_to(&mut link, "/2");
-    link.send(in_line("GET", "/slow") + &in_line("GET", "/stale"));
+    link.send(gets_in_line(&["/slow", "/stale"]));
     slow.wait_for_answered("/stale");
     assert_eq!(slow.asked("/stale"), 2);
     slow.let_go("/slow");
@@ -840,7 +831,7 @@ fn who_comes_behind_does_not_prolong_the_wait_of_others() {
     let slow = Slow::start();
     let relay = by_hand(&slow.upstream, &["--timeout", "turn=300ms"]);
     let mut link = relay.link();
-    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/2"));
+    link.send(gets_in_line(&["/slow/1", "/2"]));
     slow.wait_for_answered("/2");
     link.send(in_line("GET", "/slow/3"));
     was_set_aside(&mut link);
@@ -865,9 +856,7 @@ fn a_part_of_an_answer_is_none() {
     for part in ["/slow/head", "/slow/body", "/slow/chunk"] {
         let relay = by_hand(&slow.upstream, &[]);
         let mut link = relay.link();
-        link.send(in_line("GET", part) + &in_line("GET", "/2"));
-        was_set_aside(&mut link);
-        answer_to(&mut link, "/2");
+        first_is_set_aside(&mut link, &[part, "/2"]);
     }
     slow.let_go("/slow");
 }
@@ -885,7 +874,7 @@ fn an_answer_that_comes_in_two_pieces_is_whole_with_the_second() {
     });
     let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
     let (mut link, mut other) = (relay.link(), relay.link());
-    link.send(in_line("GET", "/pieces") + &in_line("GET", "/2"));
+    link.send(gets_in_line(&["/pieces", "/2"]));
     slow.wait_for_answered("head");
     // By then the agent has read the first.
     other.send(get("demo", "/3"));
@@ -908,7 +897,7 @@ fn a_long_answer_is_set_aside_and_comes_whole() {
     });
     let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
     let (mut link, mut other) = (relay.link(), relay.link());
-    link.send(in_line("GET", "/1") + &in_line("GET", "/long") + &in_line("GET", "/3"));
+    link.send(gets_in_line(&["/1", "/long", "/3"]));
     answer_to(&mut link, "/1");
     let name = was_set_aside(&mut link);
     answer_to(&mut link, "/3");
@@ -985,9 +974,7 @@ fn an_answer_that_nobody_asks_for_is_given_up() {
     });
     let relay = by_hand(&slow.upstream, &["--timeout", "aside=100ms"]);
     let mut link = relay.link();
-    link.send(in_line("GET", "/slow") + &in_line("GET", "/1"));
-    was_set_aside(&mut link);
-    answer_to(&mut link, "/1");
+    first_is_set_aside(&mut link, &["/slow", "/1"]);
     slow.wait_for_answered("end");
 }
 
@@ -996,9 +983,7 @@ fn a_name_that_is_none_or_of_something_else_is_asked_like_any_other() {
     let slow = Slow::start();
     let relay = by_hand(&slow.upstream, &[]);
     let (mut link, mut other) = (relay.link(), relay.link());
-    link.send(in_line("GET", "/slow") + &in_line("GET", "/1"));
-    let name = was_set_aside(&mut link);
-    answer_to(&mut link, "/1");
+    let name = first_is_set_aside(&mut link, &["/slow", "/1"]);
     let stranger = format!("{:016x}{}", 1, &name[16..]);
     for (target, name) in [("/2", name.as_str()), ("/3", &stranger), ("/4", "nonsense"), ("/5", &name[..17])] {
         other.send(again(target, name));
@@ -1018,9 +1003,7 @@ fn what_was_set_aside_is_not_found_behind_others() {
     let slow = Slow::start();
     let relay = by_hand(&slow.upstream, &[]);
     let mut link = relay.link();
-    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/2"));
-    let name = was_set_aside(&mut link);
-    answer_to(&mut link, "/2");
+    let name = first_is_set_aside(&mut link, &["/slow/1", "/2"]);
     link.send(in_line("GET", "/slow/3"));
     slow.wait_for_asked("/slow/3");
     link.send(format!("GET /slow/1 HTTP/1.1\r\nHost: demo\r\nPtth-Accept: aside\r\nPtth-Aside: {name}\r\n\r\n"));
@@ -1036,7 +1019,7 @@ fn answers_of_our_own_have_their_turn() {
     let slow = Slow::start_with(|asked, _| asked.head.target() == "/close");
     let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
     let mut link = relay.link();
-    link.send(["/1", "/close", "/3", "/close"].map(|target| in_line("GET", target)).concat());
+    link.send(gets_in_line(&["/1", "/close", "/3", "/close"]));
     for (target, code) in
         [("/1", None), ("/close", Some("upstream-lost")), ("/3", None), ("/close", Some("upstream-lost"))]
     {
@@ -1046,7 +1029,7 @@ fn answers_of_our_own_have_their_turn() {
         }
     }
     drop(slow);
-    link.send(["/1", "/2"].map(|target| in_line("GET", target)).concat());
+    link.send(gets_in_line(&["/1", "/2"]));
     for _ in 0..2 {
         assert_eq!(link.response("GET").code(), "upstream-refused");
     }
@@ -1076,9 +1059,7 @@ fn upstreams_answer_in_many_ways_in_a_line() {
     let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
     let mut link = relay.link();
     link.send(
-        ["/chunked", "/until-close", "/304", "/early", "/garbage", "/last"]
-            .map(|target| in_line("GET", target))
-            .concat()
+        gets_in_line(&["/chunked", "/until-close", "/304", "/early", "/garbage", "/last"])
             + &in_line("HEAD", "/head")
             + &in_line("GET", "/end"),
     );
@@ -1105,7 +1086,7 @@ fn what_may_not_stand_behind_others_waits_until_they_are_answered() {
         let slow = Slow::start();
         let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
         let (mut link, mut other) = (relay.link(), relay.link());
-        link.send(in_line("GET", "/slow/1") + &in_line("GET", "/slow/2") + behind);
+        link.send(gets_in_line(&["/slow/1", "/slow/2"]) + behind);
         slow.wait_for_asked("/slow/2");
         other.send(get("demo", "/3"));
         answer_to(&mut other, "/3");
@@ -1123,7 +1104,7 @@ fn what_is_no_request_ends_a_link_with_all_that_stand_on_it() {
     let slow = Slow::start();
     let relay = by_hand(&slow.upstream, &["--timeout", "turn=10m"]);
     let mut link = relay.link();
-    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/slow/2") + "nonsense\r\n\r\n");
+    link.send(gets_in_line(&["/slow/1", "/slow/2"]) + "nonsense\r\n\r\n");
     link.expect_end();
     relay.agent.log.wait_for("a link is closed: the relay");
     slow.let_go("/slow/1");
@@ -1135,7 +1116,7 @@ fn an_agent_that_goes_sets_nothing_aside() {
     let slow = Slow::start();
     let mut relay = by_hand(&slow.upstream, &[]);
     let mut link = relay.link();
-    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/slow/2"));
+    link.send(gets_in_line(&["/slow/1", "/slow/2"]));
     slow.wait_for_asked("/slow/2");
     relay.agent.terminate();
     relay.agent.log.wait_for("stopping");
@@ -1157,9 +1138,7 @@ fn an_agent_that_goes_gives_what_it_has_set_aside() {
     let slow = Slow::start();
     let mut relay = by_hand(&slow.upstream, &["--timeout", "aside=10m"]);
     let (mut link, mut other) = (relay.link(), relay.link());
-    link.send(in_line("GET", "/slow/1") + &in_line("GET", "/2"));
-    let name = was_set_aside(&mut link);
-    answer_to(&mut link, "/2");
+    let name = first_is_set_aside(&mut link, &["/slow/1", "/2"]);
     relay.agent.terminate();
     relay.agent.log.wait_for("stopping");
     assert!(other.silence(Duration::from_millis(50)));
