@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::mem;
 use core::time::Duration;
 
-use super::line::Follow;
+use super::line::Line;
 use super::{Closing, Conn, Event, Http, Reading, State};
 use crate::error::{CloseReason, Error};
 use crate::http::body::{Reader, Writer};
@@ -98,10 +98,10 @@ impl Conn {
     pub fn do_not_keep(&mut self) {
         let idle = self.is_idle();
         let Some(http) = self.http_mut() else { return };
-        if http.behind.is_line() || http.behind.count > 0 {
+        if http.behind.is_line() || !http.behind.is_empty() {
             http.behind.end();
         }
-        if http.behind.count > 0 {
+        if !http.behind.is_empty() {
             // Those who were asked for are answered.
             return;
         }
@@ -202,7 +202,7 @@ impl Http {
         self.asked = Asked::Other;
         self.since = now;
         match self.behind.pop() {
-            None => self.behind.state = Follow::No,
+            None => self.behind = Line::default(),
             Some((asked, last)) => {
                 self.asked = asked;
                 self.asked_at = now;

@@ -20,15 +20,15 @@ use crate::wire::head::{self, FieldWriter, Head, LineEnds, Version};
 /// sides (`docs/links.md`).
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Line {
-    pub(super) state: Follow,
-    pub(super) count: u8,
+    state: Follow,
+    count: u8,
     /// Which of them are HEAD, the oldest in the lowest bit.
     heads: u32,
 }
 
 /// Whether more may follow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Follow {
+enum Follow {
     /// None: the request in progress is alone.
     #[default]
     No,
@@ -51,12 +51,22 @@ impl Line {
         matches!(self.state, Follow::Yes | Follow::NoMore)
     }
 
+    /// Whether nothing stands behind the request in progress.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// More may follow the request in progress.
+    pub(super) fn open(&mut self) {
+        self.state = Follow::Yes;
+    }
+
     /// No exchange follows those that are there.
     pub(super) fn end(&mut self) {
         self.state = if self.is_line() { Follow::NoMore } else { Follow::Last };
     }
 
-    pub(super) fn is_ending(&self) -> bool {
+    fn is_ending(&self) -> bool {
         matches!(self.state, Follow::NoMore | Follow::Last)
     }
 
@@ -95,7 +105,7 @@ impl Conn {
         if http.role != Role::Client || http.profile != Profile::Pipelining || !whole {
             return Err(Misuse::OutOfTurn.into());
         }
-        http.behind.state = Follow::Yes;
+        http.behind.open();
         Ok(())
     }
 

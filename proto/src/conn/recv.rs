@@ -1,7 +1,6 @@
 //! What the peer says: bytes come in, and events go out. What we say is in [`send`](super::send); of a request that comes before the
 //! answer to the one in front of it, [`line`](super::line) has all.
 
-use super::line::Follow;
 use super::{Config, Conn, Event, Http, Reading, State};
 use crate::error::{CloseReason, Error, Fault, Misuse};
 use crate::http::body::Reader;
@@ -302,7 +301,7 @@ impl Http {
         let may_follow = self.profile == Profile::Pipelining && framing == Framing::Empty && self.exchange.is_kept();
         let may_be_repeated = matches!(head.method(), b"GET" | b"HEAD");
         if may_follow && may_be_repeated && head.fields.lists(Name::PtthAccept, upgrade::ASIDE) {
-            self.behind.state = Follow::Yes;
+            self.behind.open();
         }
         Ok(Event::Request(framing))
     }
