@@ -480,9 +480,10 @@ impl Agent {
         {
             return Assign::Back(back);
         }
-        if self.upstream.is_starved() {
-            // The one in front has seen in this moment that there is none to be had.
-            return self.starve(core, id, exchange);
+        let has_waited = self.upstream.is_starved();
+        if !self.upstream.may_try(id) {
+            // Whoever has waited longest is to have the next file, or has seen in this moment that there is none.
+            return self.starve(core, id, exchange, false);
         }
         let mut failed = None;
         let reached = loop {
@@ -509,7 +510,7 @@ impl Agent {
             match dialled {
                 Err(error) if is_out_of_files(&error) && self.has_open(core) => {
                     self.say_starved(core, &error);
-                    return self.starve(core, id, exchange);
+                    return self.starve(core, id, exchange, has_waited);
                 }
                 _ => exchange.dialled += 1,
             }
@@ -538,14 +539,14 @@ impl Agent {
         }
     }
 
-    /// Whether a connection to the upstream is open, or being made: in time it is of use to somebody else, or its file is.
+    /// Whether a connection to the upstream is open, or being made or closed: in time it is of use to somebody else, or its file is.
     fn has_open(&self, core: &Core) -> bool {
-        core.peers().any(|(_, peer)| peer.key == UPSTREAM && !peer.is_dead())
+        core.peers().any(|(_, peer)| peer.key == UPSTREAM)
     }
 
     /// The process may have no more files open, and so no connection for this request: it waits until one of the others has served,
-    /// or is closed.
-    fn starve(&mut self, core: &mut Core, id: usize, exchange: &Exchange) -> Assign {
+    /// or is closed. `has_waited`: it was the first of those who do.
+    fn starve(&mut self, core: &mut Core, id: usize, exchange: &Exchange, has_waited: bool) -> Assign {
         let Deadlines { connect, aside, .. } = core.config.deadlines;
         let of = if exchange.kind == Kind::Connect { Use::New } else { Use::Any };
         if let Some(back) = self.upstream.take_idle(|back| core.peer(back).is_some_and(|peer| peer.can_be_asked())) {
@@ -559,7 +560,11 @@ impl Agent {
             return Assign::Refuse(self.fault(exchange, &BackFault::Late(Wait::Connect)));
         }
         wait_to_connect(core, id, exchange);
-        self.upstream.starves(id, of);
+        if has_waited {
+            self.upstream.starves_again(id, of);
+        } else {
+            self.upstream.starves(id, of);
+        }
         self.try_again_later(core);
         Assign::Later
     }
@@ -578,7 +583,7 @@ impl Agent {
         if self.upstream.is_starved() {
             self.try_again_later(core);
             // The last order is followed first.
-            orders.extend(self.upstream.take_starved().rev().map(Order::Assign));
+            orders.extend(self.upstream.starved().rev().map(Order::Assign));
         }
     }
 

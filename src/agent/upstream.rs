@@ -160,9 +160,25 @@ impl Upstream {
         std::mem::take(&mut self.waiting)
     }
 
-    /// An exchange waits until another file may be open.
+    /// An exchange waits until another file may be open, behind all others; one of them keeps its place.
     pub fn starves(&mut self, id: usize, of: Use) {
-        self.starved.push_back((id, of));
+        if !self.starved.iter().any(|(other, _)| *other == id) {
+            self.starved.push_back((id, of));
+        }
+    }
+
+    /// Whether an exchange may try to have a file: nobody has waited longer. If it has waited, it does so no more.
+    pub fn may_try(&mut self, id: usize) -> bool {
+        let first = self.starved.front().map(|(first, _)| *first);
+        if first == Some(id) {
+            self.starved.pop_front();
+        }
+        first.is_none_or(|first| first == id)
+    }
+
+    /// It has tried for nothing, and had waited: it does so again, before all others.
+    pub fn starves_again(&mut self, id: usize, of: Use) {
+        self.starved.push_front((id, of));
     }
 
     /// Whether any does.
@@ -175,9 +191,9 @@ impl Upstream {
         self.is_starved() || self.again.is_some_and(|at| now < at)
     }
 
-    /// A file was closed, or time has passed: gives all that wait, which are to try again in this order.
-    pub fn take_starved(&mut self) -> impl DoubleEndedIterator<Item = usize> {
-        std::mem::take(&mut self.starved).into_iter().map(|(id, _)| id)
+    /// All that wait. When a file was closed, or time has passed, they are to try again in this order.
+    pub fn starved(&self) -> impl DoubleEndedIterator<Item = usize> {
+        self.starved.iter().map(|(id, _)| *id)
     }
 
     /// A connection has served: gives the exchange that has waited longest, if it is of use to that.
@@ -265,8 +281,15 @@ mod tests {
         }
         assert_eq!((upstream.next_starved(), upstream.next_starved()), (Some(1), None));
         upstream.forget(3);
-        assert_eq!(upstream.take_starved().collect::<Vec<_>>(), [2, 4]);
-        assert!(!upstream.is_starved());
+        assert_eq!(upstream.starved().collect::<Vec<_>>(), [2, 4]);
+        // Neither 4 nor one that has come just now is tried before 2.
+        upstream.starves(4, Use::Any);
+        assert_eq!([4, 5, 2].map(|id| upstream.may_try(id)), [false, false, true]);
+        upstream.starves_again(2, Use::New);
+        upstream.starves(5, Use::Any);
+        assert_eq!(upstream.starved().collect::<Vec<_>>(), [2, 4, 5]);
+        assert_eq!([2, 4, 5].map(|id| upstream.may_try(id)), [true; 3]);
+        assert!(!upstream.is_starved() && upstream.may_try(6));
         assert_eq!(upstream.next_starved(), None);
     }
 

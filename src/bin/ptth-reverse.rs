@@ -23,7 +23,14 @@ fn run(cli: &Reverse) -> Result<u8, Failure> {
     let mut settings = config::reverse(cli).map_err(Failure::flags)?;
     let files = config::raise_file_limit();
     // The other half is for links, each of which may bring a request that waits for nobody, and for what is neither.
-    settings.size.most = settings.size.most.min(files / 2).max(1);
+    let most = (files / 2).max(1);
+    if settings.size.most > most {
+        ::log::warn!(
+            "there will be {most} links at most: {files} files may be open (raise the limit with `ulimit -n`)"
+        );
+        settings.size.most = most;
+        settings.size.spare = settings.size.spare.min(most);
+    }
     let limits = &mut settings.config.limits;
     limits.upstream = limits.upstream.min(files / 2);
     limits.upstream_idle = limits.upstream_idle.min(files / 4);
