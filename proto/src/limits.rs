@@ -93,7 +93,7 @@ named_numbers! {
         /// ones. 1 is none. A turn of the loop seldom has more for one tunnel; and their answers fit into what a new TCP
         /// connection sends without waiting (10 segments).
         pipeline = "pipeline", 16, "requests on a link before the first is answered";
-        /// Bytes of an answer's head, and of its body, that may be given behind others on such a link, or before them; a larger one is set
+        /// Bytes of an answer's body, and of its head ([`WHOLE_HEAD`] at most), that may be given behind others on such a link, or before them; a larger one is set
         /// aside and has a link of its own. Sixteen of them delay the last one by a fifth of a second at 10 Mbit/s.
         whole = "whole", 16 * 1024, "bytes of an answer on a link that others wait for";
         /// Bytes of a body that travels as a message, where bodies are whole. nginx's `client_max_body_size`.
@@ -174,8 +174,11 @@ pub const BYPASS_LITTLE: usize = 4 * 1024;
 /// one system call each time, and hardly a wait to those who wait.
 pub const FILES_AGAIN: Duration = Duration::from_millis(100);
 
-/// Fields of the head of an answer that may be given behind others on a link, or before them; its bytes are those of [`Limits::whole`]. A
-/// relay that was told nothing else takes as many, whatever its agent does: one that it refuses would cost all others on the link theirs.
+/// Bytes of the head of an answer that may be given behind others on a link, or before them, where [`Limits::whole`] is not less; and its
+/// fields. A relay that was told nothing else takes as many, whatever its agent does: one that it refuses would cost all others on the
+/// link theirs.
+pub const WHOLE_HEAD: usize = 16 * 1024;
+/// See [`WHOLE_HEAD`].
 pub const WHOLE_FIELDS: usize = 100;
 
 /// Bytes and fields that a relay may add to a visitor's head: a link takes so much more, or what one hop lets through the next

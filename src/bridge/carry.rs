@@ -6,7 +6,7 @@ use ptth_proto::conn::{Body, Config, Event};
 use ptth_proto::error::{Error, Fault};
 use ptth_proto::http::framing::{Framing, content_length};
 use ptth_proto::http::tunnel::is_answer_to;
-use ptth_proto::limits::WHOLE_FIELDS;
+use ptth_proto::limits::{WHOLE_FIELDS, WHOLE_HEAD};
 use ptth_proto::time::Instant;
 use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::Head;
@@ -16,6 +16,9 @@ use super::exchange::{Exchange, Intake, Kind, Lane, Stage};
 use crate::answer::{Answer, Code, code_of};
 use crate::peer::Peer;
 use crate::reactor::Core;
+
+/// What one answer's bytes are taken to be, where those of others stand behind them in the same buffer.
+const ONE_OF_SEVERAL: usize = 2 * 1024;
 
 /// What came of carrying.
 pub(super) enum Flow {
@@ -185,7 +188,8 @@ fn ask_past(core: &mut Core, exchange: &mut Exchange, back: Token) -> Flow {
 pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes: impl Fn(&[u8]) -> bool) -> Flow {
     let now = core.now;
     let most = core.config.limits.buffer;
-    let Some((from, to, head, config)) = core.between(back, exchange.front) else {
+    let its = if exchange.lane == Lane::Ahead { ONE_OF_SEVERAL } else { usize::MAX };
+    let Some((from, to, head, config)) = core.between_whom(back, exchange.front, its) else {
         return Flow::Back(BackFault::Lost(None));
     };
     // What comes on a link with others is small, and not held back for one visitor's pace; unless it is larger than agreed.
@@ -444,7 +448,7 @@ fn is_whole(framing: Framing, rest: usize) -> bool {
 
 /// Whether a response's head is one that any relay takes, so that it can stand with others on a link.
 fn is_modest(head: &Head, config: &Config) -> bool {
-    head.size() <= config.limits.whole && head.fields.len() <= WHOLE_FIELDS
+    head.size() <= config.limits.whole.min(WHOLE_HEAD) && head.fields.len() <= WHOLE_FIELDS
 }
 
 /// Whether all of the response's body is there.

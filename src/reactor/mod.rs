@@ -299,6 +299,16 @@ impl Core {
 
     /// Two peers between which something is carried, with what that takes; both are touched.
     pub fn between(&mut self, from: Token, to: Token) -> Option<(&mut Peer, &mut Peer, &mut Head, &Config)> {
+        self.between_whom(from, to, usize::MAX)
+    }
+
+    /// The same where some `most` bytes of what the first one has are for the second.
+    pub fn between_whom(
+        &mut self,
+        from: Token,
+        to: Token,
+        most: usize,
+    ) -> Option<(&mut Peer, &mut Peer, &mut Head, &Config)> {
         let Core { peers, head, config, pool, now, touched, .. } = self;
         let (source, sink) = peers.pair_mut(from, to)?;
         for (peer, token) in [(&mut *source, from), (&mut *sink, to)] {
@@ -307,7 +317,7 @@ impl Core {
                 touched.push(token);
             }
         }
-        sink.prepare(source.input.len(), *now, pool);
+        sink.prepare(source.input.len().min(most), *now, pool);
         Some((source, sink, head, &*config))
     }
 
