@@ -35,6 +35,9 @@ pub const NO_KEY: usize = usize::MAX;
 /// In [`Peer::line`]: nobody waits for this answer any more.
 pub const NOBODY: usize = usize::MAX;
 
+/// In [`Peer::line`]: a word of ours to the agent, whose answer says nothing.
+pub const HINT: usize = usize::MAX - 1;
+
 /// How many times over the end of a peer that goes on sending is waited for: nginx lingers 30 s in all.
 const LINGERS: u32 = 15;
 
@@ -120,7 +123,7 @@ pub struct Peer {
     pub remote: Remote,
     /// Who acts on what it says.
     pub seat: Seat,
-    /// Exchanges on it behind the one of its seat, in the order of their requests; [`NOBODY`] for one that is over.
+    /// Exchanges on it behind the one of its seat, in the order of their requests; [`NOBODY`] for one that is over, [`HINT`] for a word.
     pub line: Vec<usize>,
     /// Which agent a link leads to, where that has said so: the start of the names of answers that it sets aside.
     pub agent: Option<u64>,

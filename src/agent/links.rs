@@ -136,7 +136,8 @@ impl Links {
     /// So many requests wait at the relay.
     pub fn want(&mut self, requests: usize) {
         let room = self.size.most.saturating_sub(self.pending + self.standing());
-        self.wanted = requests.saturating_sub(self.idle + self.pending).min(room);
+        // What was said of all workers is not to be forgotten for what one of them says with a request.
+        self.wanted = requests.saturating_sub(self.idle + self.pending).max(self.wanted).min(room);
     }
 
     /// Whether as many are idle as are to be.
@@ -386,6 +387,18 @@ mod tests {
         links.shrink(at(100), SECOND);
         assert_eq!(dial(&mut links, at(100)).len(), 1);
         assert_eq!(links.wanted(), Dial::Not);
+    }
+
+    #[test]
+    fn a_smaller_number_does_not_take_the_place_of_a_larger_one() {
+        let mut links = Links::new(Size { spare: 1, most: 100 });
+        dial(&mut links, at(0));
+        links.looking_up();
+        links.want(50);
+        links.want(2);
+        assert_eq!(links.wanted(), Dial::Not);
+        links.looked_up();
+        assert_eq!(links.wanted(), Dial::Now(49));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use ptth_proto::wire::head::{FieldWriter, Head, is_idempotent};
 use super::exchange::{Lane, Stage};
 use super::{BackFault, Bridge, Order, Running, Side, leave};
 use crate::answer::Code;
-use crate::peer::{NO_KEY, NOBODY, Peer, Seat};
+use crate::peer::{HINT, NO_KEY, NOBODY, Peer, Seat};
 use crate::reactor::Core;
 
 /// The agent that the name of an answer set aside begins with, and the rest of the name.
@@ -44,6 +44,11 @@ const WANTED: &[u8] = b"wanted=";
 pub(crate) fn wanted(head: &Head) -> Option<usize> {
     let mut said = head.fields.list(Name::PtthAccept).filter_map(|element| element.strip_prefix(WANTED));
     std::str::from_utf8(said.next()?).ok()?.parse().ok()
+}
+
+/// Whether somebody waits for an answer of those that are to come behind the one whose turn it is.
+fn is_waited_for(back: &Peer) -> bool {
+    back.line.iter().any(|behind| *behind != NOBODY && *behind != HINT)
 }
 
 /// No peer: the front of an exchange that is set aside.
@@ -94,7 +99,13 @@ impl<S: Side> Bridge<S> {
         let next = peer.line.remove(0);
         peer.fed = false;
         peer.held = false;
-        if next == NOBODY {
+        if next == NOBODY && !is_waited_for(peer) {
+            if S::RESETS_BACKS {
+                peer.transport().break_on_close();
+            }
+            return self.break_line(core, back);
+        }
+        if next == NOBODY || next == HINT {
             peer.seat = Seat::Nobody;
             core.step_again(back);
         } else {
@@ -134,7 +145,7 @@ impl<S: Side> Bridge<S> {
         } else if !is_first {
             return false;
         }
-        if (is_first || peer.seat == Seat::Nobody) && peer.line.iter().all(|behind| *behind == NOBODY) {
+        if (is_first || peer.seat == Seat::Nobody) && !is_waited_for(peer) {
             return false;
         }
         if is_first {
@@ -194,12 +205,14 @@ impl<S: Side> Bridge<S> {
         loop {
             let (under_way, has_room) = (self.exchanges.len(), self.side.has_room());
             let Some((peer, head, config)) = core.hear(front) else { return };
-            // What is left there is looked at again when it is the next one's turn.
-            if !has_room
-                || under_way >= config.limits.upstream
-                || !peer.conn.can_pipeline()
-                || !matches!(peer.seat, Seat::Exchange(_))
-            {
+            // What is left there is looked at again when it is the next one's turn, and when there is room.
+            if !peer.conn.can_pipeline() || !matches!(peer.seat, Seat::Exchange(_)) {
+                return;
+            }
+            if !has_room || under_way >= config.limits.upstream {
+                if !peer.input.is_empty() && !self.unheard.contains(&front) {
+                    self.unheard.push_back(front);
+                }
                 return;
             }
             match peer.conn.recv_ahead(peer.input.bytes(), head, config) {
@@ -216,6 +229,17 @@ impl<S: Side> Bridge<S> {
                     return;
                 }
             }
+        }
+    }
+
+    /// Where requests were left unread behind others for want of room, they are looked at again, as many as there is room for now.
+    pub(super) fn hear_more(&mut self, core: &mut Core) {
+        if self.unheard.is_empty() || !self.side.has_room() {
+            return;
+        }
+        let room = core.config.limits.upstream.saturating_sub(self.exchanges.len());
+        for front in self.unheard.drain(..room.min(self.unheard.len())) {
+            core.step_again(front);
         }
     }
 

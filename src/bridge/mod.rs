@@ -12,6 +12,7 @@ pub(crate) mod hops;
 pub(crate) mod line;
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
@@ -230,6 +231,8 @@ pub struct Bridge<S> {
     running: Running,
     /// Something was said on a link with several requests.
     gathering: bool,
+    /// Links on which requests were left unread for want of room.
+    unheard: VecDeque<Token>,
 }
 
 impl<S: Side> Bridge<S> {
@@ -248,6 +251,7 @@ impl<S: Side> Bridge<S> {
             log,
             running: Running::Yes,
             gathering: false,
+            unheard: VecDeque::new(),
         }
     }
 
@@ -1145,6 +1149,7 @@ impl<S: Side> App for Bridge<S> {
                 self.pump(core, id);
             }
         }
+        self.hear_more(core);
     }
 
     fn lost(&mut self, core: &mut Core, token: Token, loss: Loss) {

@@ -14,7 +14,7 @@ use super::{Relay, is_free, queues};
 use crate::bridge::Order;
 use crate::bridge::exchange::{Exchange, Kind, Lane};
 use crate::bridge::line::say_wanted;
-use crate::peer::{NOBODY, Peer, Seat};
+use crate::peer::{HINT, Peer, Seat};
 use crate::reactor::{Core, Loss};
 
 /// An answer that takes longer, with a link of its own, says nothing for a line: a crowd that waits for the upstream takes less.
@@ -57,18 +57,23 @@ impl Relay {
         let Some(wanted) = self.tunnels.crowd(tunnel, core.now) else { return };
         let several = self.workers.are_several();
         let all = if several { self.workers.are_waiting(self.tunnels.name(tunnel), wanted) } else { wanted };
-        if self.say_wanted(core, tunnel, all) || several && self.workers.let_tell(self.tunnels.name(tunnel)) {
+        if self.say_wanted(core, tunnel, all) {
             self.tunnels.was_told(tunnel, wanted, core.now);
+        } else if several {
+            self.workers.let_tell(self.tunnels.name(tunnel));
+            self.tunnels.was_passed_on(tunnel, wanted, core.now);
         }
     }
 
     /// Asks an agent for so many links. False when there is no link on which that could be said.
     pub(super) fn say_wanted(&mut self, core: &mut Core, tunnel: usize, wanted: usize) -> bool {
         let Some(link) = self.tunnels.last(tunnel) else { return false };
-        let Some(peer) = core.tell(link).filter(|peer| peer.is_alive() && peer.conn.can_hint()) else { return false };
+        // Not behind our question whether it is there: its answer goes to nobody who would look at what stands behind.
+        let is_asked = |peer: &&mut Peer| matches!(peer.seat, Seat::Exchange(_) | Seat::Nobody) && peer.conn.can_hint();
+        let Some(peer) = core.tell(link).filter(|peer| peer.is_alive()).filter(is_asked) else { return false };
         let said = peer.conn.send_hint(peer.output.vec(), |fields| say_wanted(fields, wanted));
         match &said {
-            Ok(()) => peer.line.push(NOBODY),
+            Ok(()) => peer.line.push(HINT),
             Err(error) => log::error!("an agent could not be told of waiting requests: {error}"),
         }
         said.is_ok()

@@ -813,9 +813,14 @@ impl Relay {
     }
 
     /// One of those who waited waits no more.
-    fn waits_no_more(&self, tunnel: usize) {
-        if self.workers.are_several() && self.tunnels.waiting_for_any(tunnel) == 0 {
+    fn waits_no_more(&mut self, tunnel: usize) {
+        if !self.workers.are_several() {
+            return;
+        }
+        if self.tunnels.waiting_for_any(tunnel) == 0 {
             self.workers.cease_to_wait(self.tunnels.name(tunnel));
+        } else if let Some(fewer) = self.tunnels.are_fewer(tunnel) {
+            self.workers.are_waiting(self.tunnels.name(tunnel), fewer);
         }
     }
 

@@ -25,6 +25,8 @@ struct Told {
     at: Instant,
     wanted: usize,
     links: usize,
+    /// How many wait, as other workers know.
+    said: usize,
 }
 
 /// How soon an agent is told of a crowd of its own, whatever came of the last one.
@@ -297,7 +299,7 @@ impl Registry {
     pub fn crowd(&self, tunnel: usize, now: Instant) -> Option<usize> {
         let tunnel = self.get(tunnel)?;
         let waiting = tunnel.waiting.len();
-        let Told { at, links, wanted } = tunnel.told;
+        let Told { at, links, wanted, .. } = tunnel.told;
         let passed = now.since(at);
         // Where no link came of the last word, none will come of the next one soon.
         let has_helped = passed >= TELL_AGAIN && tunnel.links != links;
@@ -312,8 +314,26 @@ impl Registry {
     /// The agent was asked for so many.
     pub fn was_told(&mut self, tunnel: usize, wanted: usize, now: Instant) {
         if let Some(tunnel) = self.get_mut(tunnel) {
-            tunnel.told = Told { at: now, wanted, links: tunnel.links };
+            tunnel.told = Told { at: now, wanted, links: tunnel.links, said: wanted };
         }
+    }
+
+    /// Another worker was asked to tell it, and may or may not be able to: there is to be another word soon.
+    pub fn was_passed_on(&mut self, tunnel: usize, wanted: usize, now: Instant) {
+        if let Some(tunnel) = self.get_mut(tunnel) {
+            tunnel.told = Told { at: now, wanted, links: usize::MAX, said: wanted };
+        }
+    }
+
+    /// How many wait, when they have become much fewer than other workers know.
+    pub fn are_fewer(&mut self, tunnel: usize) -> Option<usize> {
+        let tunnel = self.get_mut(tunnel)?;
+        let waiting = tunnel.waiting.len();
+        let fewer = waiting < tunnel.told.said / 2;
+        if fewer {
+            tunnel.told.said = waiting;
+        }
+        fewer.then_some(waiting)
     }
 
     /// No longer.
@@ -552,6 +572,31 @@ mod tests {
         assert!(registry.may_line(t));
         registry.end(t);
         assert!(!registry.may_line(t));
+    }
+
+    #[test]
+    fn other_workers_are_told_when_those_who_wait_have_become_few() {
+        let mut registry = Registry::new(100, 100);
+        let t = registry.find_or_make("a").unwrap();
+        for id in 0..40 {
+            registry.wait(t, waiting(id, 0));
+        }
+        registry.was_told(t, registry.crowd(t, Instant::default()).unwrap(), Instant::default());
+        let mut said = Vec::new();
+        while registry.next_waiting(t, None).is_some() {
+            said.extend(registry.are_fewer(t));
+        }
+        assert_eq!(said, [24, 11, 4, 1]);
+    }
+
+    #[test]
+    fn word_that_may_not_have_come_is_sent_again_soon() {
+        let mut registry = Registry::new(10, 10);
+        let t = registry.find_or_make("a").unwrap();
+        registry.wait(t, waiting(1, 0));
+        let now = Instant::default();
+        registry.was_passed_on(t, 1, now);
+        assert_eq!([now, now + TELL_AGAIN].map(|now| registry.crowd(t, now)), [None, Some(1)]);
     }
 
     #[test]

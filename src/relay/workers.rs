@@ -1,6 +1,6 @@
 //! Several event loops, one relay. Each worker owns its visitors and links alone; what they share is this directory of who has
-//! links where. It is looked at when a link registers, and when requests begin or cease to wait on a worker; never on the way of a
-//! request that finds a link, nor of one that waits behind others.
+//! links where. It is looked at when a link registers, when requests begin or cease to wait on a worker, and when many more of them
+//! wait there than it was said, or many fewer; never on the way of a request that finds a link.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -238,13 +238,11 @@ impl Workers {
         self.tunnels().get(tunnel).map_or(0, |entry| entry.waiting.iter().sum())
     }
 
-    /// Has another worker tell the agent of those that wait. False when there is none that could.
-    pub fn let_tell(&self, tunnel: &str) -> bool {
-        let other = self.who_has(tunnel);
-        if let Some(mailbox) = &other {
+    /// Has another worker tell the agent of those that wait, if there is one that could.
+    pub fn let_tell(&self, tunnel: &str) {
+        if let Some(mailbox) = self.who_has(tunnel) {
             mailbox.send(crate::reactor::Message::Word(Box::new(Word::Tell(tunnel.into()))));
         }
-        other.is_some()
     }
 
     /// A link is idle here and nobody waits for it here: asks a worker where somebody does for a request.

@@ -263,6 +263,36 @@ fn a_link_for_whose_answers_nobody_waits_is_closed() {
 }
 
 #[test]
+fn a_link_on_which_nothing_is_left_but_what_nobody_waits_for_is_closed() {
+    let relay = Relay::start(&["--timeout", "link-answer=10m", "--timeout", "silence=10m"]);
+    let mut link = trusted(&relay, ONE);
+    let mut visitors = line(&relay, &mut link);
+    for mut leaver in visitors.drain(1..) {
+        leaver.break_on_drop();
+    }
+    for n in 2..=CROWD {
+        relay.log().wait_for(&format!("demo GET /{n} "));
+    }
+    link.send(answers([1]));
+    assert_eq!(visitors[0].response("GET").text(), "answer 1");
+    link.whatever_comes();
+}
+
+#[test]
+fn a_link_that_is_asked_whether_it_is_there_is_told_nothing_behind_that() {
+    let relay = Relay::start(&["--timeout", "ping=200ms"]);
+    let mut link = trusted(&relay, ONE);
+    assert_eq!(link.request().head.start, "OPTIONS * HTTP/1.1");
+    let mut visitors = visitors(&relay, &gets(CROWD));
+    link.send(PONG);
+    for n in 1..=CROWD {
+        assert_eq!(link.request().head.target(), format!("/{n}"));
+    }
+    link.send(answers(1..=CROWD));
+    each_has_its_own(&mut visitors);
+}
+
+#[test]
 fn an_answer_set_aside_is_asked_for_on_a_link_to_the_same_agent() {
     let (relay, mut first, mut visitors) = standing(&[]);
     let mut other = link_lines(&relay, "demo", OTHER);
@@ -766,6 +796,24 @@ fn requests_beyond_what_the_upstream_is_asked_at_once_wait_where_they_are() {
         slow.let_go(target);
         answer_to(&mut link, target);
     }
+}
+
+#[test]
+fn a_request_that_is_left_for_want_of_room_is_asked_when_there_is_some() {
+    let slow = Slow::start();
+    let relay = by_hand(&slow.upstream, &["--limit", "upstream=2", "--timeout", "turn=10m"]);
+    let (mut link, mut other) = (relay.link(), relay.link());
+    other.send(in_line("GET", "/slow/1"));
+    slow.wait_for_asked("/slow/1");
+    link.send(in_line("GET", "/slow/2") + &in_line("GET", "/3"));
+    slow.wait_for_asked("/slow/2");
+    slow.let_go("/slow/1");
+    answer_to(&mut other, "/slow/1");
+    // The one before it is not answered yet.
+    slow.wait_for_asked("/3");
+    slow.let_go("/slow/2");
+    answer_to(&mut link, "/slow/2");
+    answer_to(&mut link, "/3");
 }
 
 #[test]
