@@ -33,7 +33,7 @@ struct Told {
 const TELL_ANEW: Duration = Duration::from_secs(5);
 /// How soon an agent is told again that requests wait, when they are hardly more: a link may be as long in the making.
 const TELL_AGAIN: Duration = Duration::from_millis(200);
-/// So many of those who wait are taken to be followed by one more: a crowd of 100 is told of some 14 times while it gathers.
+/// So many of those who wait are taken to be followed by one more: a crowd of 100 is told of some 16 times while it gathers.
 const TELL_MORE: usize = 4;
 
 /// What became of a new link.
