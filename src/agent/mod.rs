@@ -899,7 +899,8 @@ impl Side for Agent {
             );
             Answer::new(Code::UPSTREAM_NAME, text)
         });
-        for waiting in self.upstream.resolved(core.now, found.unwrap_or_default()) {
+        // The last order is followed first.
+        for waiting in self.upstream.resolved(core.now, found.unwrap_or_default()).into_iter().rev() {
             orders.push(match &failure {
                 None => Order::Assign(waiting),
                 Some(answer) => Order::Answer(waiting, answer.clone()),

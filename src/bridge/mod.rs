@@ -771,6 +771,10 @@ impl<S: Side> Bridge<S> {
         {
             exchange.stage = Stage::Answered;
             exchange.failure = Some(answer);
+            if exchange.back.is_none() {
+                // It may have stood before others that wait for what it needs no more.
+                self.side.forget(id, exchange);
+            }
             return self.mark(id);
         }
         if exchange.lane == Lane::Ahead
