@@ -98,6 +98,8 @@ enum Taking {
     Pieces,
     /// They go past us, as long as they are nothing but body.
     Past,
+    /// The same, but they have had their share of this turn, and there are more.
+    Sated,
 }
 
 /// How much of a connection the poll says is gone.
@@ -505,12 +507,17 @@ mod tests {
 
     /// A peer that speaks HTTP, and the other end of its connection.
     fn connected() -> (Peer, std::net::TcpStream) {
+        connected_as(Conn::server(Instant::default()))
+    }
+
+    /// A peer, and the other end of its connection.
+    pub(super) fn connected_as(conn: Conn) -> (Peer, std::net::TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let other = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, address) = listener.accept().unwrap();
         stream.set_nonblocking(true).unwrap();
         let (transport, now) = (Transport::Tcp(mio::net::TcpStream::from_std(stream)), Instant::default());
-        (Peer::new(transport, Remote::Ip(address), Conn::server(now), false, now), other)
+        (Peer::new(transport, Remote::Ip(address), conn, false, now), other)
     }
 
     /// What the other end hears when a peer dies that still had this to say.

@@ -124,8 +124,8 @@ pub const fn descriptors_kept(all: usize) -> usize {
     all / 8 + 2 * bypasses(all) + 16
 }
 
-/// Pipes of the kernel by which bodies go past the memory of a program that may have so many descriptors. One is in use while a
-/// turn lasts, or until a slow reader has taken what is in it; where there is none left, a body is read and written as ever. Linux
+/// Pipes of the kernel by which bodies go past the memory of a program that may have so many descriptors. One is in use until a
+/// slow reader has taken what is in it; where there is none left, a body is read and written as ever. Linux
 /// lets all pipes of a user have 64 MiB (`pipe-user-pages-soft`) and gives those beyond 8 KiB each: all of ours have half of
 /// that, at [`BYPASS_PIPE`] each.
 pub const fn bypasses(all: usize) -> usize {

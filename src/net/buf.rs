@@ -402,11 +402,16 @@ impl OutBuf {
         }
     }
 
-    /// Gives the buffer back when nothing is in it, and the way past it likewise.
-    pub fn release(&mut self, pool: &mut Pool) {
+    /// Gives the way past the buffer back when nothing is in it.
+    pub fn clear_way(&mut self, pool: &mut Pool) {
         if let Some(bypass) = self.bypass.take_if(|bypass| bypass.load() == 0) {
             pool.give_bypass(bypass);
         }
+    }
+
+    /// Gives the buffer back when nothing is in it, and the way past it likewise.
+    pub fn release(&mut self, pool: &mut Pool) {
+        self.clear_way(pool);
         if self.data.is_empty() && self.data.capacity() > 0 {
             pool.give_output(std::mem::take(&mut self.data));
         }
