@@ -15,8 +15,9 @@ use ptth_proto::time::Instant;
 use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::{FieldWriter, Head, is_idempotent};
 
+use super::end::leave;
 use super::exchange::{Lane, Stage};
-use super::{BackFault, Bridge, Order, Running, Side, leave};
+use super::{BackFault, Bridge, Order, Running, Side};
 use crate::answer::Code;
 use crate::peer::{HINT, NO_KEY, NOBODY, Peer, Seat};
 use crate::reactor::Core;
