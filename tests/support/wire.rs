@@ -248,6 +248,14 @@ impl Wire {
         silent
     }
 
+    /// Whether nothing has come that was not read. It shows that nothing was sent once the sender has answered somebody else since.
+    pub(crate) fn has_nothing(&mut self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let nothing = self.unread().is_empty() && self.fill().is_err_and(|error| error.kind() == ErrorKind::TimedOut);
+        self.stream.set_nonblocking(false).unwrap();
+        nothing
+    }
+
     /// When it is dropped, the connection breaks off instead of ending.
     pub(crate) fn break_on_drop(&mut self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();

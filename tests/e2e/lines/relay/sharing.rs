@@ -1,7 +1,5 @@
 //! Who shares a link with others, in which order, and what earns a tunnel that.
 
-use std::time::Duration;
-
 use super::{
     CROWD, ONE, TRUST, answers, asked_again, barrier, crowd, each_has_its_own, gets, is_one_of_several, line, named,
     next, one_of_several, quick_answers, standing, trusted, visitors,
@@ -231,7 +229,7 @@ fn as_many_stand_on_a_link_as_may() {
         }
         // What the relay sends is here before what it says next to anybody else.
         barrier(&relay);
-        assert!(link.silence(Duration::from_millis(20)));
+        assert!(link.has_nothing());
         link.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".repeat(room));
         assert_eq!(next(&mut link).head.target(), format!("/{}", room + 1));
         drop(visitors);
