@@ -18,6 +18,8 @@ pub(crate) mod hops;
 pub(crate) mod line;
 mod lost;
 mod side;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 
