@@ -29,6 +29,8 @@ PATH = os.pathsep.join([str(TOOLS), str(PTTH), os.environ["PATH"], "/usr/sbin"])
 HOST = "127.0.0.1"
 FILES = {"/1k": 1 << 10, "/100k": 100 << 10, "/10m": 10 << 20, "/1g": 1 << 30}
 SIZES = {"/1k": "1 KiB", "/100k": "100 KiB", "/10m": "10 MiB", "/1g": "1 GiB"}
+# Those that we may use: all of the machine's, or what `taskset` has left us.
+CORES = tuple(sorted(os.sched_getaffinity(0)))
 READY_SECONDS, CROWD_SECONDS = 15, 60
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -52,7 +54,7 @@ class Process:
 
 def on(cores, command):
     """A command that keeps to these cores, if there are such."""
-    return ["taskset", "-c", cores, *command] if cores else command
+    return ["taskset", "-c", ",".join(map(str, cores)), *command] if cores else command
 
 
 class Running:
@@ -257,10 +259,9 @@ def nginx_origin(folder, port):
 
 
 def pin(running, cores):
-    """Has these programs run on some cores: FIRST or FIRST-LAST, all if none are named."""
-    first, _, last = (cores or f"0-{os.cpu_count() - 1}").partition("-")
+    """Has these programs run on some cores, on all that we may use if none are named."""
     for pid in families(*running.ids()):
-        os.sched_setaffinity(pid, range(int(first), int(last or first) + 1))
+        os.sched_setaffinity(pid, cores or CORES)
 
 
 # --- the load generator -----------------------------------------------------------------------------------------------
@@ -367,11 +368,12 @@ def written_by(title):
     """How each report begins."""
     command = shlex.join([f"benches/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]])
     kernel = platform.release().split("-")[0]
+    used = f" ({len(CORES)} of them used)" if len(CORES) < os.cpu_count() else ""
     yield f"# {title}"
     yield ""
     yield f"Written by `{command}`; change nothing here by hand. [How to read it](README.md)."
     yield ""
-    yield f"Where: one machine of {os.cpu_count()} cores, Linux {kernel}, loopback. Versions: {', '.join(versions())}."
+    yield f"Where: one machine of {os.cpu_count()} cores{used}, Linux {kernel}, loopback. Versions: {', '.join(versions())}."
 
 
 def versions():

@@ -28,7 +28,7 @@ import sys
 import tempfile
 
 import charts
-from common import CLOSE, FILES, GIB, HOST, MIB, REPORTS, ROOT, SIZES, Running, Trouble
+from common import CLOSE, CORES, FILES, GIB, HOST, MIB, REPORTS, ROOT, SIZES, Running, Trouble
 from common import answers, in_turn, load_figures, medians, on, pin, prepare, stage, wrk, wrk_command
 from common import markdown, say, show, table_of, write, written_by
 from systems import BARE, LARGE_ONLY, SMALL_ONLY, SYSTEMS, TITLES, System, can_reverse
@@ -55,7 +55,7 @@ class Shape:
 
     def cores(self):
         """Where everything runs, the origin and the load generator too; None is wherever the system puts it."""
-        return "0" if self.one_core else None
+        return CORES[:1] if self.one_core else None
 
     def goals(self):
         """What ours is to reach. That of the large body holds whatever else is asked for, but not on one core."""

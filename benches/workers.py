@@ -9,10 +9,9 @@ Where the relay has cores of its own, agent, origin and load generator have the 
 the agent and wrk each use one core at most, so that on few cores they are what limits requests a second: then read how many the
 relay would answer if it had nothing to wait for, which is its workers by the CPU time of a request.
 """
-import os
 import sys
 
-from common import CLOSE, HOST, Running
+from common import CLOSE, CORES, HOST, Running
 from common import answers, bench_parser, free_port, in_turn, load_figures, medians, pin, prepare, rss_mib, stage, wrk
 from common import markdown, say, show, table_of, write, written_by
 from systems import our_agent, our_relay
@@ -38,16 +37,11 @@ COLUMNS = [
 
 def setups():
     """How many workers, on which cores, and where everything else is; None is wherever the system puts it."""
-    most = os.cpu_count()
+    most = len(CORES)
     counts = sorted({1, 2, most})
     yield from ((workers, None, None) for workers in counts)
     for workers in counts:
-        yield workers, between(0, workers - 1), between(min(workers, most - 1), most - 1)
-
-
-def between(first, last):
-    """Cores, as taskset takes them."""
-    return str(first) if first == last else f"{first}-{last}"
+        yield workers, CORES[:workers], CORES[min(workers, most - 1) :]
 
 
 def title(setup):
@@ -57,7 +51,10 @@ def title(setup):
 
 
 def cores(some):
-    return f"cores {some}" if "-" in some else f"core {some}"
+    if len(some) == 1:
+        return f"core {some[0]}"
+    without_gaps = some[-1] - some[0] == len(some) - 1
+    return f"cores {some[0]}-{some[-1]}" if without_gaps else f"cores {','.join(map(str, some))}"
 
 
 def measure(here, setup, shape, seconds):
@@ -72,7 +69,7 @@ def measure(here, setup, shape, seconds):
         programs = {"relay_us": [relay]}
         figures = load_figures(running, origin, programs, port, path, visitors, seconds, *more, cores=rest)
         return figures | {
-            "alone": min(workers, os.cpu_count()) / figures["relay_us"] * 1e6,
+            "alone": min(workers, len(CORES)) / figures["relay_us"] * 1e6,
             "cores": figures["rps"] * figures["relay_us"] / 1e6,
             "rss": rss_mib("VmHWM", relay),
         }
@@ -116,7 +113,7 @@ def run(here, shape, options):
 def main():
     options = bench_parser(__doc__, "workers.md", 5, "a setup").parse_args()
     prepare("nginx", "wrk", "taskset")
-    if os.cpu_count() < 2:
+    if len(CORES) < 2:
         sys.exit("there is one core only: nothing to compare")
     measured = []
     with stage() as here:
