@@ -16,7 +16,7 @@ import sys
 import time
 
 from common import HOST, Running, Trouble
-from common import answers, bench_parser, free_port, in_turn, load_figures, medians, prepare, stage, tasks, wrk
+from common import answers, bench_parser, free_port, in_turn, load_figures, medians, prepare, read, stage, tasks, wrk
 from common import markdown, say, show, table_of, write, written_by
 from systems import our_agent, our_relay
 
@@ -54,14 +54,19 @@ def shares(count):
 def limit(relay, groups, share):
     """Gives each worker's thread a group of its own."""
     until = time.monotonic() + READY_SECONDS
-    while len(threads := sorted(tasks(relay), key=int)) < len(groups):
+    while len(threads := workers_of(relay)) < len(groups):
         if time.monotonic() > until:
-            raise Trouble(f"the relay has {len(threads)} threads where it was to have {len(groups)}")
+            raise Trouble(f"the relay has {len(threads)} workers where it was to have {len(groups)}")
         time.sleep(0.01)
     for thread, group in zip(threads, groups, strict=True):
         (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
         (group / "cpu.cfs_quota_us").write_text(str(PERIOD_US * share // 100))
         (group / "tasks").write_text(thread)
+
+
+def workers_of(relay):
+    """The threads of its workers: the first, and those that are called so. Others look names up."""
+    return [task for task in tasks(relay) if int(task) == relay or read(f"/proc/{relay}/task/{task}/comm") == "worker\n"]
 
 
 def measure(here, workers, options):
