@@ -131,10 +131,16 @@ def families(*ids):
 
 
 def cpu_seconds(*ids):
-    """CPU time of these processes, and of their children."""
-    # schedstat counts nanoseconds where /proc/PID/stat counts clock ticks.
-    stats = (read(f"/proc/{pid}/task/{task}/schedstat") for pid in families(*ids) for task in tasks(pid))
-    return sum(int(stat.split()[0]) for stat in stats if stat) / 1e9
+    """CPU time of these processes, and of their children, with what threads have used that have ended."""
+    return sum(map(cpu_clock, families(*ids)))
+
+
+def cpu_clock(pid):
+    """A process' own clock, as clock_getcpuclockid(3) makes its name: in nanoseconds, where /proc/PID/stat has clock ticks."""
+    try:
+        return time.clock_gettime(~pid << 3 | 2)
+    except OSError:
+        return 0
 
 
 def rss_mib(line, *ids):
