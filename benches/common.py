@@ -2,9 +2,11 @@
 import argparse
 import contextlib
 import http.client
+import math
 import os
 import pathlib
 import platform
+import random
 import re
 import resource
 import shlex
@@ -82,8 +84,10 @@ class Running:
 
     def start(self, process, ready=None):
         """Starts a program and waits until it accepts or, if asked so, until `ready` says yes. Its id."""
-        self.logs.append(self.folder / f"{process.name}-{len(self.logs)}.log")
-        with open(self.logs[-1], "wb") as log:
+        # Others of the same name may have theirs in the same folder.
+        log, path = tempfile.mkstemp(".log", f"{process.name}-", self.folder)
+        self.logs.append(pathlib.Path(path))
+        with open(log, "wb") as log:
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             command = on(self.cores, process.command)
             self.children.append(subprocess.Popen(command, cwd=process.at, **streams))
@@ -120,6 +124,37 @@ class Running:
 
     def peak_rss_mib(self):
         return rss_mib("VmHWM", *self.ids())
+
+
+class Kept:
+    """Things that stay as they are between their rounds: each is made when it is first asked for, and anew after it has failed.
+    `make` gives the block that it lives in. Leaving ours ends them all."""
+
+    def __init__(self, make):
+        self.make, self.kept = make, {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        while self.kept:
+            self.end(next(iter(self.kept)))
+
+    @contextlib.contextmanager
+    def using(self, thing):
+        try:
+            if thing not in self.kept:
+                with contextlib.ExitStack() as block:
+                    self.kept[thing] = block.enter_context(self.make(thing)), block.pop_all()
+            yield self.kept[thing][0]
+        except (Trouble, OSError):
+            self.end(thing)
+            raise
+
+    def end(self, thing):
+        if thing in self.kept:
+            _, block = self.kept.pop(thing)
+            block.close()
 
 
 def families(*ids):
@@ -320,27 +355,70 @@ def milliseconds(text):
 
 
 def in_turn(things, rounds, measure, title=str, said="{rps:,.0f} req/s".format_map):
-    """Measures things in turn, so many rounds: of each, the figures of the rounds in which it could be measured."""
-    runs = {thing: [] for thing in things}
-    for turn in range(rounds):
-        for thing, kept in runs.items():
+    """Measures things in turn, so many rounds: of each its figures, by the number of the round, without those in which it could not
+    be measured. The order is shuffled, so that nobody always comes after the same one, and each second round has that of the one before
+    the other way round, so that of any two neither is first more often. Another run has the same orders."""
+    runs = {thing: {} for thing in things}
+    order = list(runs)
+    for turn in range(1, rounds + 1):
+        if turn % 2:
+            random.Random(turn).shuffle(order)
+        else:
+            order.reverse()
+        for thing in order:
             try:
-                kept.append(measure(thing))
-                say(f"  {turn + 1}/{rounds} {title(thing)}: {said(kept[-1])}")
+                runs[thing][turn] = figures = measure(thing)
+                say(f"  {turn}/{rounds} {title(thing)}: {said(figures)}")
             except (Trouble, OSError) as trouble:
-                say(f"  {turn + 1}/{rounds} {title(thing)}: {trouble}")
+                say(f"  {turn}/{rounds} {title(thing)}: {trouble}")
     return runs
 
 
-def medians(runs):
-    """The median of each figure of several runs, which are dictionaries of the same figures. One that a run has not is left out;
-    errors are summed, for a median would hide the one round that failed."""
+def medians(rounds):
+    """The median of each figure of several rounds. One that a round has not is left out; errors are summed, for a median would hide
+    the one round that failed; and a peak is that of all rounds, for programs may have stayed up."""
+    runs, of_all = list(rounds.values()), {"errors": sum} | dict.fromkeys(PEAKS, max)
     result = {}
     for key in runs[0]:
         values = [run.get(key) for run in runs]
         if None not in values:
-            result[key] = sum(values) if key == "errors" else statistics.median(values)
+            result[key] = of_all.get(key, statistics.median)(values)
     return result
+
+
+def paired(mine, theirs, key):
+    """One's figure divided by another's, from the rounds that both have: the geometric mean of what each round says, and the ends of
+    an interval of two standard errors either way, None where there are too few rounds. None if no round has both."""
+    both = [(mine[turn].get(key), theirs[turn].get(key)) for turn in mine if turn in theirs]
+    # Logarithms, so that twice as much and half as much weigh the same, and who is divided by whom does not matter.
+    logs = [math.log(a / b) for a, b in both if a and b]
+    if not logs:
+        return None
+    mean = statistics.fmean(logs)
+    if len(logs) < FEWEST_PAIRS:
+        return math.exp(mean), None, None
+    error = statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), math.exp(mean - 2 * error), math.exp(mean + 2 * error)
+
+
+def ratio(mine, theirs, key):
+    """The same in words; a peak has one figure for all rounds, so there is no interval."""
+    if key in PEAKS and mine and theirs:
+        mine, theirs = ({1: medians(rounds)} for rounds in (mine, theirs))
+    found = paired(mine, theirs, key)
+    if found is None:
+        return ""
+    mean, *interval = (f"{value:.2f}" if value >= 0.1 else f"{value:.2g}" for value in found if value is not None)
+    return f"{mean} ({'–'.join(interval)})" if interval else mean
+
+
+# From fewer rounds one cannot tell how much they differ.
+FEWEST_PAIRS = 3
+# What only grows while a program runs.
+PEAKS = {"rss_mib", "rss_peak"}
+# How reports say what such a ratio is.
+PAIRED = """Each ratio is the geometric mean of what every round says of the two; in brackets two standard errors either way. Where that
+interval holds 1.00, no difference was found."""
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------
@@ -413,11 +491,11 @@ def show(title, rows):
 # --- the whole run ----------------------------------------------------------------------------------------------------
 
 
-def bench_parser(doc, written, secs, each):
+def bench_parser(doc, written, secs, each, rounds=3):
     """The options that such a bench has at least."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--secs", type=int, default=secs, help=f"seconds of load {each} and round (default {secs})")
-    parser.add_argument("--rounds", type=int, default=3, help="(default 3)")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"(default {rounds})")
     parser.add_argument("--write", action="store_true", help=f"write {REPORTS.relative_to(ROOT)}/{written}")
     return parser
 

@@ -14,11 +14,13 @@ but HAProxy; ours, and the loops, are `cargo build --release --bins --example ba
     benches/tunnels.py --all --rounds 1 --secs 1    every shape of load, shortly
     benches/tunnels.py --all --write                every shape of load, into docs/bench/latest.md and latest.svg
 
-The systems run in turn within each round, so that a slow minute of the machine hits all of them, and each figure is
-the median of the rounds. CPU time and memory are those of the tunnel's own processes: neither the origin's nor the
-load generator's. Everything shares the machine's cores, as it does wherever such figures are compared, or one of them.
+The systems run in turn within each of many short rounds, so that a slow minute of the machine hits all of them, and each figure
+is the median of the rounds; one system is compared with another round by round. All stay up meanwhile. CPU time and memory are those
+of the tunnel's own processes: neither the origin's nor the load generator's. Everything shares the machine's cores, as it does
+wherever such figures are compared, or one of them.
 """
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import re
@@ -28,13 +30,14 @@ import sys
 import tempfile
 
 import charts
-from common import CLOSE, CORES, FILES, GIB, HOST, MIB, REPORTS, ROOT, SIZES, Running, Trouble
-from common import answers, in_turn, load_figures, medians, on, pin, prepare, stage, wrk, wrk_command
+from common import CLOSE, CORES, FILES, GIB, HOST, MIB, REPORTS, ROOT, PAIRED, SIZES, Kept, Running, Trouble
+from common import answers, in_turn, load_figures, medians, on, pin, prepare, ratio, stage, wrk, wrk_command
 from common import markdown, say, show, table_of, write, written_by
 from systems import BARE, LARGE_ONLY, SMALL_ONLY, SYSTEMS, TITLES, System, can_reverse
 
 # Whose figures are divided by whose.
-PAIRS = [("ours", "rathole"), ("ours", "bore"), ("ours", "haproxy"), ("ours-ptth", "ptth"), ("ours-comet", "ptth")]
+PAIRS = [("ours", rival) for rival in ("rathole", "bore", "haproxy", "bare", "nginx")]
+PAIRS += [("ours-ptth", "ptth"), ("ours-comet", "ptth")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,30 +118,38 @@ DRAWN = {
 # --- one measurement --------------------------------------------------------------------------------------------------
 
 
-def measure(name, folder, origin, origin_port, shape, seconds):
-    pin(origin, shape.cores())
+@contextlib.contextmanager
+def standing(name, folder, origin_port, shape):
+    """A system, and its programs as long as the block: warm, which is connections made and buffers grown."""
     with Running(folder, shape.cores()) as running:
         system = SYSTEMS[name](folder, origin_port)
         for process in system.processes:
             running.start(process)
         running.wait_until(lambda: answers(system.port, system.prefix))
-
-        figures = {}
         if name not in LARGE_ONLY:
-            load = [system.port, system.prefix + shape.path, shape.conns]
-            close = CLOSE if shape.close else []
-            wrk(*load, 1, *close, cores=shape.cores())  # Warm: connections made, buffers grown.
-            programs = {"cpu_us": running.ids()}
-            figures = load_figures(running, origin, programs, *load, seconds, *close, cores=shape.cores())
-        if shape.bulk and name not in SMALL_ONLY:
-            before = running.cpu_seconds()
-            taken = fetch_large(system, shape.cores())
-            figures["gib_s"] = FILES["/1g"] / GIB / taken
-            figures["cpu_s_gib"] = (running.cpu_seconds() - before) / (FILES["/1g"] / GIB)
-        figures["rss_mib"] = running.peak_rss_mib()
-        if not system.processes:
-            figures = {key: value for key, value in figures.items() if key not in TUNNEL_ONLY}
-        return figures
+            wrk(*load(system, shape, 1), cores=shape.cores())
+        yield system, running
+
+
+def load(system, shape, seconds):
+    """What wrk is told."""
+    return [system.port, system.prefix + shape.path, shape.conns, seconds, *(CLOSE if shape.close else [])]
+
+
+def measure(name, system, running, origin, shape, seconds):
+    figures = {}
+    if name not in LARGE_ONLY:
+        programs = {"cpu_us": running.ids()}
+        figures = load_figures(running, origin, programs, *load(system, shape, seconds), cores=shape.cores())
+    if shape.bulk and name not in SMALL_ONLY:
+        before = running.cpu_seconds()
+        taken = fetch_large(system, shape.cores())
+        figures["gib_s"] = FILES["/1g"] / GIB / taken
+        figures["cpu_s_gib"] = (running.cpu_seconds() - before) / (FILES["/1g"] / GIB)
+    figures["rss_mib"] = running.peak_rss_mib()
+    if not system.processes:
+        figures = {key: value for key, value in figures.items() if key not in TUNNEL_ONLY}
+    return figures
 
 
 def curl_command(system, cores):
@@ -163,19 +174,17 @@ def table(results):
 
 def ratios(measured, name, rival):
     """One system's figures divided by another's, a row for each shape; nothing if neither was measured."""
-    both = [(shape, results) for shape, results in measured if all("rps" in results.get(one, {}) for one in (name, rival))]
-    columns = [c for c in COLUMNS if c[1] not in DOUBTS and any(c[1] in results[name] for _, results in both)]
+    both = [(shape, runs[name], runs[rival]) for shape, runs, _ in measured if runs.get(name) and runs.get(rival)]
+    columns = [c for c in COLUMNS if c[1] not in DOUBTS and any(ratio(mine, theirs, c[1]) for _, mine, theirs in both)]
     if both:
         yield [f"{name} to {rival}", *(f"{title} ×" for title, _, _ in columns)]
-    for shape, results in both:
-        mine, theirs = results[name], results[rival]
-        fair = [mine[key] / theirs[key] if mine.get(key) and theirs.get(key) else None for _, key, _ in columns]
-        yield [shape.title(), *("" if ratio is None else f"{ratio:.2f}" for ratio in fair)]
+    for shape, mine, theirs in both:
+        yield [shape.title(), *(ratio(mine, theirs, key) for _, key, _ in columns)]
 
 
 def goals(measured):
     """What ours is to reach, and what it did; nothing if there are no goals for what was measured."""
-    rows = [(shape, results["ours"]) for shape, results in measured if "ours" in results and shape.goals()]
+    rows = [(shape, results["ours"]) for shape, _, results in measured if "ours" in results and shape.goals()]
     if rows:
         yield ["to reach", "", "goal", "ours", ""]
     for shape, figures in rows:
@@ -199,7 +208,7 @@ def mark(figures, key, goal):
 
 def chart(measured):
     rows = []
-    for shape, results in measured:
+    for shape, _, results in measured:
         row = []
         for title, key, form in COLUMNS[:2]:
             goal = shape.goals().get(key)
@@ -214,13 +223,15 @@ def chart(measured):
 def report(measured, options):
     """What `--write` keeps: the figures, and everything that somebody needs to measure them again."""
     yield from written_by("Measured")
-    yield f"How: medians of {options.rounds} rounds of {options.secs} s, the systems in turn within each round."
+    yield f"How: medians of {options.rounds} rounds of {options.secs} s, the systems in turn within each round, all of them up."
     yield ""
     yield "CPU time and memory are those of the tunnel's processes, both ends together. Errors (broken connections,"
-    yield "timeouts, answers other than 2xx and 3xx) are summed. *Others* is what programs beside tunnel, origin and"
-    yield "load generator took of the machine's CPU time meanwhile."
+    yield "timeouts, answers other than 2xx and 3xx) are summed, and memory is the most of all rounds. *Others* is what programs"
+    yield "beside tunnel, origin and load generator took of the machine's CPU time meanwhile."
     yield ""
     yield "## Ratios"
+    yield ""
+    yield PAIRED
     for name, rival in PAIRS:
         rows = list(ratios(measured, name, rival))
         if rows:
@@ -232,7 +243,7 @@ def report(measured, options):
     yield "## To reach"
     yield ""
     yield from markdown(goals(measured))
-    for shape, results in measured:
+    for shape, _, results in measured:
         yield ""
         yield f"## {shape.title()}{'; one body of 1 GiB' if shape.bulk else ''}"
         yield ""
@@ -265,14 +276,18 @@ def commands(names):
 
 
 def run(shape, names, options, folder, origin, origin_port):
+    """Of each system, what its rounds show."""
+
     def one(name):
-        return measure(name, folder, origin, origin_port, shape, options.secs)
+        with systems.using(name) as (system, running):
+            return measure(name, system, running, origin, shape, options.secs)
 
     def said(figures):
         return f"{figures['rps']:,.0f} req/s" if "rps" in figures else f"{figures['gib_s']:.2f} GiB/s"
 
-    runs = in_turn([name for name in names if shape.bulk or name not in LARGE_ONLY], options.rounds, one, said=said)
-    return {name: median(kept, options.rounds - len(kept)) for name, kept in runs.items()}
+    pin(origin, shape.cores())
+    with Kept(lambda name: standing(name, folder, origin_port, shape)) as systems:
+        return in_turn([name for name in names if shape.bulk or name not in LARGE_ONLY], options.rounds, one, said=said)
 
 
 def median(kept, failed):
@@ -288,8 +303,8 @@ def arguments():
     parser.add_argument("--bulk", action="store_true", help="also one body of 1 GiB")
     parser.add_argument("--one-core", action="store_true", help="everything on one core")
     parser.add_argument("--all", action="store_true", help="every shape of load that we have a goal for, and one core")
-    parser.add_argument("--secs", type=int, default=4, help="seconds of load a system and round (default 4)")
-    parser.add_argument("--rounds", type=int, default=3, help="(default 3)")
+    parser.add_argument("--secs", type=int, default=2, help="seconds of load a system and round (default 2)")
+    parser.add_argument("--rounds", type=int, default=12, help="(default 12)")
     parser.add_argument("--only", default=",".join(SYSTEMS), help=f"some of {','.join(SYSTEMS)}")
     parser.add_argument("--write", action="store_true", help=f"write {REPORTS.relative_to(ROOT)}/latest.md and latest.svg")
     options = parser.parse_args()
@@ -315,18 +330,20 @@ def main():
             fetch_large(System([], port))  # For nothing, so that the first system finds the file in memory too.
         for shape in shapes:
             say(f"{shape.title()}:")
-            results = run(shape, options.only, options, folder, origin, port)
-            measured.append((shape, results))
+            runs = run(shape, options.only, options, folder, origin, port)
+            results = {name: median(kept, options.rounds - len(kept)) for name, kept in runs.items()}
+            measured.append((shape, runs, results))
             show(f"{shape.title()} (medians of {options.rounds} rounds of {options.secs} s)", table(results))
     for name, rival in PAIRS:
-        if list(ratios(measured, name, rival)):
-            show("Ratios", ratios(measured, name, rival))
+        rows = list(ratios(measured, name, rival))
+        if rows:
+            show("Ratios", rows)
     if list(goals(measured)):
         show("Goals", goals(measured))
     if options.write:
         write("latest.md", report(measured, options))
         write("latest.svg", [chart(measured)])
-    sys.exit(1 if any("failed" in figures for _, results in measured for figures in results.values()) else 0)
+    sys.exit(1 if any("failed" in figures for _, _, results in measured for figures in results.values()) else 0)
 
 
 if __name__ == "__main__":
