@@ -345,7 +345,7 @@ def load_figures(running, origin, programs, *load, cores=None):
     done = wrk(*load, cores=cores)
     taken = {name: cpu_seconds(*ids) - before[name] for name, ids in programs.items()}
     figures = {"rps": done["requests"] / done["seconds"], "others": others.percent()}
-    figures |= {key: done[key] for key in ("p50", "p99", "errors")}
+    figures |= {key: done[key] for key in ("requests", "p50", "p99", "errors")}
     return figures | {name: seconds / done["requests"] * 1e6 for name, seconds in taken.items()}
 
 
@@ -408,14 +408,14 @@ def ratio(mine, theirs, key):
     found = paired(mine, theirs, key)
     if found is None:
         return ""
-    mean, *interval = (f"{value:.2f}" if value >= 0.1 else f"{value:.2g}" for value in found if value is not None)
+    mean, *interval = (f"{value:.2f}" if value >= 0.1 else f"{value:#.2g}" for value in found if value is not None)
     return f"{mean} ({'–'.join(interval)})" if interval else mean
 
 
 # From fewer rounds one cannot tell how much they differ.
 FEWEST_PAIRS = 3
 # What only grows while a program runs.
-PEAKS = {"rss_mib", "rss_peak"}
+PEAKS = {"rss_mib"}
 # How reports say what such a ratio is.
 PAIRED = """Each ratio is the geometric mean of what every round says of the two; in brackets two standard errors either way. Where that
 interval holds 1.00, no difference was found."""
