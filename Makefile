@@ -34,7 +34,7 @@ small: ## Build an agent of 0.6 MB, without a relay of its own (installs the sou
 fmt: ## Format the code
 	cargo fmt --all
 
-bench: ## Measure everything, beside nginx, bore, rathole and ptth, into docs/bench (installs them; 45 minutes)
+bench: ## Measure everything, beside nginx, bore, rathole and ptth, into docs/bench (installs them; an hour)
 	benches/setup.sh
 	cargo build --release --bins --example bare
 	failed=0; for bench in "tunnels --all" roads growth memory workers shares; do set -- $$bench; name=$$1; shift; \
