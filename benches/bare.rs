@@ -2,7 +2,8 @@
 //!
 //! `bare LISTEN TO` copies what each connection says to one of its own to TO, and back. One loop, edge-triggered as ours is; what
 //! came at once is one read and one write. With `--splice` bytes do not enter its memory, as those of long bodies do not with ours:
-//! they go through a pipe of the kernel, of the same size. Two of these in a row make the hops that a tunnel makes.
+//! they go through a pipe of the kernel, of the same size. Its sockets are made as ours are. Two of these in a row make the hops that a
+//! tunnel makes.
 //!
 //! It is there to be measured, and for nothing else: nothing is limited, and trouble with either connection of a pair ends both.
 
@@ -17,7 +18,7 @@ use std::time::Duration;
 use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
-use ptth::net::{bypass::Bypass, listen};
+use ptth::net::{bypass::Bypass, dial, listen};
 use ptth_proto::limits::BYPASS;
 
 /// Bytes that are copied at once: as many as ours reads.
@@ -88,7 +89,7 @@ impl Bare {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             };
-            let mut dialled = TcpStream::connect(self.to)?;
+            let mut dialled = dial(self.to)?;
             // What is accepted has that from the listener.
             dialled.set_nodelay(true)?;
             let place = self.free.pop().unwrap_or(self.pairs.len());

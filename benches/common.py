@@ -457,7 +457,9 @@ def written_by(title):
     yield ""
     yield f"Written by `{command}`; change nothing here by hand. [How to read it](README.md)."
     yield ""
-    yield f"Where: one machine of {os.cpu_count()} cores{used}, Linux {kernel}, loopback. Versions: {', '.join(versions())}."
+    control = read("/proc/sys/net/ipv4/tcp_congestion_control").strip()
+    yield f"Where: one machine of {os.cpu_count()} cores{used}, Linux {kernel} with {control} for TCP, loopback. Versions:"
+    yield f"{', '.join(versions())}."
 
 
 def versions():
