@@ -891,7 +891,8 @@ impl Side for Agent {
             }
             return;
         }
-        let failure = found.as_ref().err().map(|error| {
+        let (waited, failed) = self.upstream.resolved(core.now, found);
+        let failure = failed.map(|error| {
             let text = format!(
                 "The agent `{}` is connected, but the name of its upstream {} can't be looked up: {error}.",
                 self.name,
@@ -900,7 +901,7 @@ impl Side for Agent {
             Answer::new(Code::UPSTREAM_NAME, text)
         });
         // The last order is followed first.
-        for waiting in self.upstream.resolved(core.now, found.unwrap_or_default()).into_iter().rev() {
+        for waiting in waited.into_iter().rev() {
             orders.push(match &failure {
                 None => Order::Assign(waiting),
                 Some(answer) => Order::Answer(waiting, answer.clone()),

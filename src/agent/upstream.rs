@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use mio::Token;
 use ptth_proto::time::Instant;
 
 use crate::net::addr::{Place, Remote};
+use crate::net::is_out_of_files;
 
 /// What an agent makes reachable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,12 +154,23 @@ impl Upstream {
         Reach::Address(self.addresses[(start + tried) % self.addresses.len()])
     }
 
-    /// The look-up is over: gives the exchanges that waited for it.
-    pub fn resolved(&mut self, now: Instant, addresses: Vec<SocketAddr>) -> Vec<usize> {
+    /// The look-up is over: gives the exchanges that waited for it, and why there is no address for them.
+    pub fn resolved(&mut self, now: Instant, found: io::Result<Vec<SocketAddr>>) -> (Vec<usize>, Option<io::Error>) {
+        let failed = match found {
+            Ok(addresses) => {
+                self.addresses = addresses;
+                None
+            }
+            // It was itself in want of a file, as those are who wait for it: what was found last holds.
+            Err(error) if is_out_of_files(&error) && !self.addresses.is_empty() => None,
+            Err(error) => {
+                self.addresses.clear();
+                Some(error)
+            }
+        };
         // None were found: the next request asks again.
-        self.looked_up = (!addresses.is_empty()).then_some(now);
-        self.addresses = addresses;
-        std::mem::take(&mut self.waiting)
+        self.looked_up = (!self.addresses.is_empty()).then_some(now);
+        (std::mem::take(&mut self.waiting), failed)
     }
 
     /// An exchange waits until another file may be open, behind all others; one of them keeps its place.
@@ -267,10 +280,36 @@ mod tests {
         assert!(matches!(upstream.reach(now, 1, 0), Reach::LookUp(Some(_))));
         assert_eq!(upstream.reach(now, 2, 0), Reach::LookUp(None));
         upstream.forget(1);
-        assert_eq!(upstream.resolved(now, vec!["127.0.0.1:80".parse().unwrap()]), [2]);
+        let (waited, failed) = upstream.resolved(now, Ok(vec!["127.0.0.1:80".parse().unwrap()]));
+        assert!(waited == [2] && failed.is_none());
         assert!(matches!(upstream.reach(now, 2, 0), Reach::Address(_)));
         let later = now + FRESH + FRESH;
         assert!(matches!(upstream.reach(later, 3, 0), Reach::LookUp(Some(_))));
+    }
+
+    #[test]
+    fn a_look_up_for_which_there_is_no_file_takes_no_address_away() {
+        let mut upstream = Upstream::new(Target::Place(Place::parse("host:80").unwrap()));
+        let address = "127.0.0.1:80".parse().unwrap();
+        let no_file = || io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());
+        let steps = [
+            // As long as none is known, it is a failure like any other.
+            (Err(no_file()), false),
+            (Ok(vec![address]), true),
+            (Err(no_file()), true),
+            (Err(io::ErrorKind::NotFound.into()), false),
+            (Err(no_file()), false),
+        ];
+        let mut now = Instant::default();
+        for (id, (found, is_known)) in steps.into_iter().enumerate() {
+            now = now + FRESH + FRESH;
+            assert!(matches!(upstream.reach(now, id, 0), Reach::LookUp(Some(_))));
+            let (waited, failed) = upstream.resolved(now, found);
+            assert_eq!((waited, failed.is_none()), (vec![id], is_known));
+            if is_known {
+                assert_eq!(upstream.reach(now, id, 0), Reach::Address(address));
+            }
+        }
     }
 
     #[test]
