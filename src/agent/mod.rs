@@ -944,6 +944,12 @@ impl Side for Agent {
         }
     }
 
+    fn stop_at_once(&mut self) {
+        if let Some(relay) = &self.companion {
+            relay.send(Message::StopAtOnce);
+        }
+    }
+
     fn drain(&mut self, _: &mut Core, _: &mut Vec<Order>) {}
 
     fn says_farewell(&self) -> bool {

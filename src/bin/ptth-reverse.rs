@@ -45,7 +45,7 @@ fn run(cli: &Reverse) -> Result<u8, Failure> {
     reactor.handle_signals().map_err(|error| failed("signals can't be handled", error))?;
     let code = reactor.run().map_err(|error| failed("the event loop failed", error));
     #[cfg(feature = "relay")]
-    if let (Some(relay), Ok(0)) = (relay, &code) {
+    if let (Some(relay), Ok(0 | ptth::reactor::signal::KILLED)) = (relay, &code) {
         // Stopped by the same signal; its visitors get their last bytes.
         let _ = relay.join();
     }

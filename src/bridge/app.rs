@@ -9,6 +9,7 @@ use super::exchange::{Exchange, Lane, Stage};
 use super::{BackFault, Bridge, Order, Running, Side};
 use crate::answer::Code;
 use crate::peer::{Peer, Seat, Twin};
+use crate::reactor::signal::KILLED;
 use crate::reactor::{App, Core, Door, Loss, Message};
 
 /// The timer keys of the end of draining and of what goes before it; sides use others.
@@ -154,14 +155,8 @@ impl<S: Side> App for Bridge<S> {
                 if !self.exchanges.is_empty() {
                     log::warn!("{} requests did not end in time and are cut off", self.exchanges.len());
                 }
-                // The end of a process looks like a clean end of what it said.
-                for (id, front, stage) in self.exchanges.all() {
-                    match stage {
-                        Stage::Tunnel => self.tunnel_broken(core, id, front, Some(Code::STOPPING)),
-                        _ => self.answer(core, id, stopping()),
-                    }
-                }
-                self.running = Running::Over;
+                self.cut_off(core, |_| true);
+                self.running = Running::Over(0);
             }
             FAREWELL if self.running == Running::Farewell => self.drain(core),
             FAREWELL => {}
@@ -214,6 +209,20 @@ impl<S: Side> App for Bridge<S> {
         }
     }
 
+    fn stop_at_once(&mut self, core: &mut Core) {
+        if let Running::Over(_) = self.running {
+            return;
+        }
+        match self.exchanges.len() {
+            0 => log::info!("stopping at once"),
+            running => log::warn!("stopping at once: {running} requests are cut off"),
+        }
+        self.side.stop_at_once();
+        // Whoever asks on a link can ask somebody else: no answer is better there than one of ours.
+        self.cut_off(core, |front| !front.conn.is_link());
+        self.running = Running::Over(KILLED);
+    }
+
     fn is_gathering(&mut self) -> bool {
         std::mem::take(&mut self.gathering)
     }
@@ -230,7 +239,7 @@ impl<S: Side> App for Bridge<S> {
         match self.running {
             Running::Yes => self.side.exit(),
             Running::Farewell => None,
-            Running::Over => Some(0),
+            Running::Over(code) => Some(code),
             Running::Draining => {
                 let is_done = |peer: &Peer| peer.output.is_empty() && !peer.is_lingering() && !peer.conn.is_leaving();
                 let done =
@@ -246,6 +255,18 @@ impl<S: Side> Bridge<S> {
     fn check_waiting(&mut self, core: &mut Core, id: usize) {
         if self.exchanges.get_mut(id).is_some_and(|exchange| exchange.stage == Stage::Waiting) {
             self.check_front(core, id, false);
+        }
+    }
+
+    /// Nobody has any time left. Those who have nothing of their answers yet and are to be told get one of ours; and nobody is to take
+    /// a part for the whole: the end of a process looks like a clean end of what it said.
+    fn cut_off(&mut self, core: &mut Core, is_told: impl Fn(&Peer) -> bool) {
+        for (id, front, stage) in self.exchanges.all() {
+            match stage {
+                Stage::Tunnel => self.tunnel_broken(core, id, front, Some(Code::STOPPING)),
+                _ if core.peer(front).is_some_and(|front| is_told(front)) => self.answer(core, id, stopping()),
+                _ => self.cancel(core, id, Code::STOPPING),
+            }
         }
     }
 

@@ -61,7 +61,7 @@ impl<S: Side> Bridge<S> {
                 }
                 self.assign(core, id);
             }
-            Running::Draining | Running::Over => self.answer(core, id, stopping()),
+            Running::Draining | Running::Over(_) => self.answer(core, id, stopping()),
         }
     }
 

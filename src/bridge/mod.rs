@@ -54,8 +54,8 @@ enum Running {
     Farewell,
     /// Exchanges finish, nothing begins but what comes on links: the relay has taken that on already.
     Draining,
-    /// Time is up.
-    Over,
+    /// Time is up: the process exits with this.
+    Over(u8),
 }
 
 /// The bridge, and the program on either side of it.

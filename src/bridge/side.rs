@@ -163,6 +163,8 @@ pub trait Side {
     fn message(&mut self, core: &mut Core, message: Message, orders: &mut Vec<Order>);
     /// The program is to stop, and does so in two steps: this is the first, from which on whoever is there is served a last time.
     fn stop(&mut self, core: &mut Core, orders: &mut Vec<Order>);
+    /// The program is to stop at once: others in this process are to hear of it.
+    fn stop_at_once(&mut self);
     /// No new work from now on.
     fn drain(&mut self, core: &mut Core, orders: &mut Vec<Order>);
     /// Whether the second step waits a while for the first: our fronts' other ends can't know that we go.

@@ -75,6 +75,7 @@ impl Side for Notes {
     fn timer(&mut self, _: &mut Core, _: usize, _: &mut Vec<Order>) {}
     fn message(&mut self, _: &mut Core, _: Message, _: &mut Vec<Order>) {}
     fn stop(&mut self, _: &mut Core, _: &mut Vec<Order>) {}
+    fn stop_at_once(&mut self) {}
     fn drain(&mut self, _: &mut Core, _: &mut Vec<Order>) {}
     fn says_farewell(&self) -> bool {
         false

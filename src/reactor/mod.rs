@@ -35,7 +35,7 @@ use crate::net::addr::{Place, Remote};
 use crate::net::buf::Pool;
 use crate::net::{self, Transport, resolve};
 use crate::peer::{Gone, Peer, Twin};
-use signal::Signals;
+use signal::{Asked, Signals};
 use slots::Slots;
 use timers::Timers;
 
@@ -85,6 +85,8 @@ pub enum Message {
     Handed(Box<Peer>, Box<dyn Any + Send>),
     /// The process is to stop: from the loop that the signal reached.
     Stop,
+    /// It is to stop at once.
+    StopAtOnce,
     /// A word from the app on another loop.
     Word(Box<dyn Any + Send>),
 }
@@ -132,6 +134,8 @@ pub trait App {
     fn message(&mut self, core: &mut Core, message: Message);
     /// The process was asked to stop.
     fn stop(&mut self, core: &mut Core);
+    /// It was asked again: this turn is the last one.
+    fn stop_at_once(&mut self, core: &mut Core);
     /// Whether the app has something to do at once, whatever the sockets say.
     fn is_busy(&self) -> bool;
     /// Whether something that was said in this turn may share its write with what is ready by now.
@@ -493,6 +497,8 @@ impl<A: App> Reactor<A> {
         loop {
             if let Some(code) = self.app.exit(&self.core) {
                 self.app.rest(&mut self.core);
+                // What they were not sent yet they won't be: to the system, the end of the process is that of what it has.
+                self.core.peers.iter_mut().for_each(Peer::die);
                 return Ok(code);
             }
             self.turn()?;
@@ -575,11 +581,11 @@ impl<A: App> Reactor<A> {
         core.reads.drain(..left_over);
         for event in events.iter() {
             match event.token() {
-                SIGNALS => {
-                    if signals.as_mut().is_some_and(Signals::take) {
-                        app.stop(core);
-                    }
-                }
+                SIGNALS => match signals.as_mut().map_or(Asked::Nothing, Signals::take) {
+                    Asked::Nothing => {}
+                    Asked::ToStop => app.stop(core),
+                    Asked::ToStopAtOnce => app.stop_at_once(core),
+                },
                 WAKER => {}
                 Token(n) if n >= LISTENERS => {
                     if let Some(listener) = core.listeners.get_mut(n - LISTENERS) {
@@ -607,6 +613,7 @@ impl<A: App> Reactor<A> {
         while let Ok(message) = inbox.try_recv() {
             match message {
                 Message::Stop => app.stop(core),
+                Message::StopAtOnce => app.stop_at_once(core),
                 message => app.message(core, message),
             }
         }

@@ -1,8 +1,9 @@
-//! SIGINT and SIGTERM as bytes on a socket: the first asks for an orderly stop, the second ends the process at once.
+//! SIGINT and SIGTERM as bytes on a socket: the first asks for an orderly stop, the second for one at once. A loop that is stuck, and
+//! has not even taken the first, ends with its process at the second.
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
@@ -10,12 +11,26 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level::pipe};
 
 /// What the process exits with after a second signal: 128 + SIGINT, as shells report it.
-const KILLED: i32 = 130;
+pub const KILLED: u8 = 130;
+
+/// What the signals so far come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Nothing new.
+    Nothing,
+    /// An orderly stop.
+    ToStop,
+    /// A stop at once.
+    ToStopAtOnce,
+}
 
 /// The receiving end.
 #[derive(Debug)]
 pub struct Signals {
     stream: UnixStream,
+    /// The next one ends the process by itself.
+    deadly: Arc<AtomicBool>,
+    taken: usize,
 }
 
 impl Signals {
@@ -23,21 +38,28 @@ impl Signals {
     pub fn register(registry: &Registry, token: Token) -> io::Result<Signals> {
         let (read, write) = std::os::unix::net::UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let second = Arc::new(AtomicBool::new(false));
+        let deadly = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
-            // In this order: the flag that makes the second one deadly is set behind the check of it.
-            flag::register_conditional_shutdown(signal, KILLED, Arc::clone(&second))?;
-            flag::register(signal, Arc::clone(&second))?;
+            // In this order: the flag that makes the next one deadly is set behind the check of it.
+            flag::register_conditional_shutdown(signal, i32::from(KILLED), Arc::clone(&deadly))?;
+            flag::register(signal, Arc::clone(&deadly))?;
             pipe::register(signal, write.try_clone()?)?;
         }
         let mut stream = UnixStream::from_std(read);
         registry.register(&mut stream, token, Interest::READABLE)?;
-        Ok(Signals { stream })
+        Ok(Signals { stream, deadly, taken: 0 })
     }
 
-    /// Whether one has arrived.
-    pub fn take(&mut self) -> bool {
-        let mut bytes = [0; 16];
-        matches!(self.stream.read(&mut bytes), Ok(n) if n > 0)
+    /// Takes those that have arrived.
+    pub fn take(&mut self) -> Asked {
+        // Who takes one sees to the next one, too. Before it is read, so that none that comes in between is deadly.
+        self.deadly.store(false, Ordering::Relaxed);
+        let before = self.taken;
+        self.taken += self.stream.read(&mut [0; 16]).unwrap_or(0);
+        match (before, self.taken) {
+            _ if self.taken == before => Asked::Nothing,
+            (0, 1) => Asked::ToStop,
+            _ => Asked::ToStopAtOnce,
+        }
     }
 }

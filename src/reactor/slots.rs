@@ -95,6 +95,11 @@ impl<T> Slots<T> {
             .enumerate()
             .filter_map(|(place, slot)| slot.value.as_ref().map(|value| (token(place, slot.generation), value)))
     }
+
+    /// All values.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.slots.iter_mut().filter_map(|slot| slot.value.as_mut())
+    }
 }
 
 fn token(place: usize, generation: u32) -> Token {

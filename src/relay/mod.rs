@@ -618,7 +618,7 @@ impl Side for Relay {
                     self.word(core, *word, orders);
                 }
             }
-            Message::Resolved(..) | Message::Stop => {}
+            Message::Resolved(..) | Message::Stop | Message::StopAtOnce => {}
         }
     }
 
@@ -635,6 +635,12 @@ impl Side for Relay {
         // The signal reached one worker.
         for mailbox in self.workers.others() {
             mailbox.send(Message::Stop);
+        }
+    }
+
+    fn stop_at_once(&mut self) {
+        for mailbox in self.workers.others() {
+            mailbox.send(Message::StopAtOnce);
         }
     }
 

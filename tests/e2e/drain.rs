@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use socket2::{Domain, Socket, Type};
+
 use crate::support::link::{LEAVE, SWITCH_OURS, link, link_ours};
 use crate::support::upstream::{After, Upstream};
-use crate::support::wire::{Wire, get, ok, post};
+use crate::support::wire::{Wire, chunk, get, ok, post};
 use crate::support::{Agent, Program, Relay, agent_command, eventually, free_port};
 
 /// Flags of an agent that is quick to dial again.
@@ -402,4 +404,99 @@ fn who_has_no_time_left_is_not_told_that_it_has_the_whole() {
     relay.program.terminate();
     visitor.expect_reset();
     assert!(relay.log().wait_for(" demo GET / 200 ").ends_with("stopping"));
+}
+
+#[test]
+fn a_second_signal_ends_no_answer_as_if_it_were_whole() {
+    let upstream = Upstream::start(|asked| {
+        if asked.head.target() == "/begun" {
+            asked.wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n");
+        }
+        asked.wire.expect_end();
+        After::Close
+    });
+    for workers in ["1", "2"] {
+        let mut relay = Relay::start(&["--workers", workers, "--tcp", "127.0.0.1:0=demo"]);
+        let line = relay.log().wait_for("tcp://127.0.0.1:");
+        let port = line.split("tcp://127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap();
+        let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+        let mut cut: Vec<Wire> = (0..8).map(|_| relay.visitor()).collect();
+        for visitor in &mut cut {
+            // To it the end of the connection is the end of the body; so it is to whoever has a tunnel.
+            visitor.send("GET /begun HTTP/1.0\r\nHost: demo.localhost\r\n\r\n");
+        }
+        cut.extend((0..4).map(|_| Wire::connect(port)));
+        for visitor in &mut cut[8..] {
+            visitor.send(get("demo", "/begun"));
+        }
+        for visitor in &mut cut {
+            assert_eq!(visitor.response_head("GET").unwrap().0.status(), 200);
+        }
+        let before = upstream.requests().len();
+        let mut told = relay.visitor();
+        told.send(get("demo", "/waits"));
+        eventually("the request to be there", || (upstream.requests().len() > before).then_some(()));
+        relay.program.terminate();
+        relay.log().wait_for("stopping");
+        relay.program.terminate();
+        for visitor in &mut cut {
+            visitor.expect_reset();
+        }
+        let answer = told.response("GET");
+        assert_eq!((answer.status(), answer.code().as_str()), (503, "stopping"));
+        assert_eq!(relay.program.exit_code(), 130);
+    }
+}
+
+#[test]
+fn what_was_not_sent_of_an_answer_when_the_relay_ends_is_seen_to_lack() {
+    const CHUNKS: usize = 8000;
+    let upstream = Upstream::start(|asked| {
+        let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        for _ in 0..CHUNKS {
+            answer.extend(chunk(&[b'x'; 1000]));
+        }
+        answer.extend(b"0\r\n\r\n");
+        let _ = asked.wire.try_send(answer);
+        After::Keep
+    });
+    for twice in [true, false] {
+        let mut relay = Relay::start(&["--timeout", "drain=300ms", "--limit", "buffer=32000000"]);
+        let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+        // It doesn't read, and its system takes little for it.
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, relay.port)).into()).unwrap();
+        let mut visitor = Wire::new(socket.into());
+        visitor.send("GET / HTTP/1.0\r\nHost: demo.localhost\r\n\r\n");
+        // The relay has all of it.
+        relay.log().wait_for(" demo GET / 200 ");
+        relay.program.terminate();
+        if twice {
+            relay.log().wait_for("stopping");
+            relay.program.terminate();
+        }
+        assert_eq!(relay.program.exit_code(), if twice { 130 } else { 0 });
+        visitor.expect_reset();
+    }
+}
+
+#[test]
+fn an_agent_that_is_told_twice_to_stop_leaves_its_requests_to_others() {
+    let upstream = Upstream::start(|asked| {
+        asked.wire.expect_end();
+        After::Close
+    });
+    let relay = Relay::start(&[]);
+    let mut first = Agent::start(&relay, "demo", &upstream.address(), &[]);
+    let mut visitor = relay.visitor();
+    visitor.send(get("demo", "/"));
+    eventually("the request to be there", || (upstream.requests().len() == 1).then_some(()));
+    let other = Upstream::saying("fine");
+    let _second = Agent::start(&relay, "demo", &other.address(), &[]);
+    first.program.terminate();
+    first.log().wait_for("stopping");
+    first.program.terminate();
+    assert_eq!(first.program.exit_code(), 130);
+    assert_eq!(visitor.response("GET").text(), "fine");
 }
