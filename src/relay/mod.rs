@@ -514,7 +514,7 @@ impl Side for Relay {
     }
 
     fn gone(&mut self, core: &mut Core, token: Token, peer: Peer, orders: &mut Vec<Order>) {
-        self.queue_peer_gone(core, token, &peer);
+        self.queue_peer_gone(core, token, &peer, orders);
         if peer.key >= queues::FAR {
             return;
         }

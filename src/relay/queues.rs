@@ -119,12 +119,21 @@ enum Stage {
     Answered(Option<Token>),
 }
 
+/// How often an agent may have had a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    First,
+    /// It broke with the first connection that it was sent on.
+    Second,
+}
+
 /// A request on its way to an agent, by the far end of its pipe.
 #[derive(Debug)]
 struct Letter {
     tunnel: usize,
     near: Token,
     stage: Stage,
+    attempt: Attempt,
     head: Head,
     /// Its request has no body, so that nothing of one was used up.
     bodiless: bool,
@@ -358,7 +367,7 @@ impl Relay {
     }
 
     /// A peer is out of the table: what was arranged with it is off.
-    pub(super) fn queue_peer_gone(&mut self, core: &mut Core, token: Token, peer: &Peer) {
+    pub(super) fn queue_peer_gone(&mut self, core: &mut Core, token: Token, peer: &Peer, orders: &mut Vec<Order>) {
         match peer.key {
             POLL => {
                 if let Some(poll) = self.queues.polls.remove(&token) {
@@ -382,9 +391,12 @@ impl Relay {
             }
             _ => {}
         }
-        if let Some(mut handed) = self.queues.handed.remove(&token) {
-            handed.retain(|(_, end)| *end > peer.written);
-            self.hand_out_again(core, handed.into_iter().map(|(id, _)| id).collect());
+        if let Some(handed) = self.queues.handed.remove(&token) {
+            let (unsent, sent): (Vec<_>, Vec<_>) = handed.into_iter().partition(|(_, end)| *end > peer.written);
+            self.hand_out_again(core, unsent.into_iter().map(|(id, _)| id).collect());
+            if peer.is_gone() {
+                self.broke_behind(core, sent.into_iter().map(|(id, _)| id), orders);
+            }
         }
     }
 

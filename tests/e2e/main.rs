@@ -37,6 +37,7 @@ mod messages;
 mod past;
 mod polls;
 mod ptth;
+mod resets;
 mod restarts;
 mod start;
 mod streaming;

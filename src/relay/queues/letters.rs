@@ -1,5 +1,5 @@
 //! Requests on their way to an agent: read at the far end of a pipe until they are whole, made into messages, handed to a poll, and
-//! handed out again if they can't have arrived.
+//! handed out again if they can't have arrived, or most likely haven't.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use ptth_proto::link::queue::Id;
 use ptth_proto::role::Role;
 use ptth_proto::wire::comet;
 use ptth_proto::wire::fields::Name;
-use ptth_proto::wire::head::Head;
+use ptth_proto::wire::head::{Head, is_idempotent};
 use ptth_proto::wire::message::Unsendable;
 use ptth_proto::wire::packed::{self, Form};
 
-use super::{Carriage, FAR, Letter, MAIL, NEAR, Poll, Stage, say, to_front};
+use super::{Attempt, Carriage, FAR, Letter, MAIL, NEAR, Poll, Stage, say, to_front};
 use crate::answer::{Answer, Code};
 use crate::bridge::{Order, takes_trailers};
 use crate::peer::Seat;
@@ -54,6 +54,7 @@ impl Relay {
             tunnel,
             near,
             stage: Stage::Coming,
+            attempt: Attempt::First,
             head: Head::default(),
             bodiless: false,
             body: Vec::new(),
@@ -73,6 +74,7 @@ impl Relay {
         self.settle_letter(core, far);
         if let Some(letter) = self.queues.letters.get_mut(&far) {
             letter.stage = Stage::Spare;
+            letter.attempt = Attempt::First;
             letter.head.clear();
             // What one large body left is not kept for all the small ones.
             letter.body = Vec::new();
@@ -298,7 +300,7 @@ impl Relay {
         }
     }
 
-    /// Messages that can't have arrived wait again.
+    /// Messages that can't have arrived, or may arrive twice, wait again.
     pub(super) fn hand_out_again(&mut self, core: &mut Core, ids: Vec<Id>) {
         let patience = core.config.deadlines.link;
         for id in ids.into_iter().rev() {
@@ -313,6 +315,30 @@ impl Relay {
             // Whoever polls now takes it at once.
             core.set_timer(Duration::ZERO, MAIL | tunnel);
         }
+    }
+
+    /// The connection broke that these were written to, and nothing was heard on it behind them: they have hardly been read. What may be
+    /// asked twice waits for another poll, once; all other visitors are told now, rather than when no answer can come any more.
+    pub(super) fn broke_behind(&mut self, core: &mut Core, ids: impl Iterator<Item = Id>, orders: &mut Vec<Order>) {
+        let mut again = Vec::new();
+        for id in ids {
+            let Some(far) = self.queues.out.find(id) else { continue };
+            let Some(letter) = self.queues.letters.get_mut(&far) else { continue };
+            if letter.attempt == Attempt::First && is_idempotent(letter.head.method()) {
+                letter.attempt = Attempt::Second;
+                again.push(id);
+                continue;
+            }
+            self.queues.out.take_back(id);
+            letter.stage = Stage::Coming;
+            let name = self.tunnels.name(letter.tunnel);
+            let text = format!(
+                "The request was sent to the agent `{name}`, and the connection broke that it was sent on. The agent may \
+                 have had it."
+            );
+            orders.push(Order::Fault(letter.near, Answer::new(Code::LINK_LOST, text)));
+        }
+        self.hand_out_again(core, again);
     }
 
     /// Messages of a tunnel that wait for a poll.
