@@ -175,11 +175,13 @@ pub const BYPASS_LITTLE: usize = 4 * 1024;
 pub const FILES_AGAIN: Duration = Duration::from_millis(100);
 
 /// Bytes of the head of an answer that may be given behind others on a link, or before them, where [`Limits::whole`] is not less; and its
-/// fields. A relay that was told nothing else takes as many, whatever its agent does: one that it refuses would cost all others on the
-/// link theirs.
+/// fields, and what stands behind its body. A relay that was told nothing else takes as many, whatever its agent does: one that it refuses
+/// would cost all others on the link theirs.
 pub const WHOLE_HEAD: usize = 16 * 1024;
 /// See [`WHOLE_HEAD`].
 pub const WHOLE_FIELDS: usize = 100;
+/// See [`WHOLE_HEAD`]; with the size line of the last chunk.
+pub const WHOLE_TRAILERS: usize = 8 * 1024;
 
 /// Bytes and fields that a relay may add to a visitor's head: a link takes so much more, or what one hop lets through the next
 /// one would refuse.

@@ -6,7 +6,7 @@ use ptth_proto::conn::{Body, Config, Event};
 use ptth_proto::error::{Error, Fault};
 use ptth_proto::http::framing::{Framing, content_length};
 use ptth_proto::http::tunnel::is_answer_to;
-use ptth_proto::limits::{WHOLE_FIELDS, WHOLE_HEAD};
+use ptth_proto::limits::{WHOLE_FIELDS, WHOLE_HEAD, WHOLE_TRAILERS};
 use ptth_proto::time::Instant;
 use ptth_proto::wire::fields::Name;
 use ptth_proto::wire::head::Head;
@@ -451,7 +451,7 @@ fn is_modest(head: &Head, config: &Config) -> bool {
     head.size() <= config.limits.whole.min(WHOLE_HEAD) && head.fields.len() <= WHOLE_FIELDS
 }
 
-/// Whether all of the response's body is there.
+/// Whether all of the response's body is there, and its trailers are such as any relay takes.
 fn is_complete(from: &Peer, framing: Framing, rest: &[u8], config: &Config) -> bool {
     let most = config.limits.whole;
     match framing {
@@ -462,7 +462,9 @@ fn is_complete(from: &Peer, framing: Framing, rest: &[u8], config: &Config) -> b
             let (mut probe, mut rest, mut head) = (from.conn.clone(), rest, Head::default());
             loop {
                 match probe.recv(Instant::default(), rest, &mut head, config) {
-                    Ok((_, Some(Event::End { .. }))) => return true,
+                    Ok((used, Some(Event::End { .. }))) => {
+                        return used <= WHOLE_TRAILERS && head.fields.len() <= WHOLE_FIELDS;
+                    }
                     Ok((used, Some(Event::Data(_)))) => rest = &rest[used..],
                     _ => return false,
                 }

@@ -1,7 +1,7 @@
 //! What there may be only so much of: each limit lets through what is within it, and what is beyond gets an answer of its own,
 //! at nobody else's cost.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::mpsc::{self, Sender};
@@ -540,4 +540,55 @@ fn to_wait_for_a_file_has_an_end() {
     say.send(()).unwrap();
     assert_eq!(first.response("GET").status(), 200);
     assert_eq!(relay.get("demo", "/").status(), 200);
+}
+
+#[test]
+fn trailers_that_no_relay_need_take_are_not_given_among_the_answers_of_others() {
+    // As many quick answers as a tunnel has to have given before its requests share a link, and as many that wait for it then.
+    const TRUST: usize = 32;
+    const CROWD: [&str; 4] = ["/1", "/trailers", "/2", "/3"];
+    let (say, words) = mpsc::channel::<()>();
+    let words = Mutex::new(words);
+    let upstream = Upstream::start(move |asked| {
+        let target = asked.head.target().to_owned();
+        if target == "/wait" {
+            let _ = locked(&words).recv();
+        }
+        if target == "/trailers" {
+            let trailers: String = (0..200).map(|n| format!("X-{n}: x\r\n")).collect();
+            let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+            asked.wire.send(format!("{head}5\r\nbegun\r\n0\r\n{trailers}\r\n"));
+        } else {
+            asked.wire.send(ok(&target));
+        }
+        After::Keep
+    });
+    let relay = Relay::start(&[]);
+    let args = ["--links", "1..1", "--limit", "fields=250"];
+    let _agent = Agent::start(&relay, "demo", &upstream.address(), &args);
+    let mut first = relay.visitor();
+    for _ in 0..TRUST {
+        assert_eq!(first.get("demo", "/").text(), "/");
+    }
+    let mut first = busy(first, &upstream);
+    let mut crowd = CROWD.map(|target| {
+        let mut visitor = relay.visitor();
+        visitor.send(get("demo", target));
+        settled(&relay);
+        visitor
+    });
+    say.send(()).unwrap();
+    assert_eq!(first.response("GET").text(), "/wait");
+    for (visitor, target) in crowd.iter_mut().zip(CROWD) {
+        let answer = visitor.try_response("GET");
+        if target == "/trailers" {
+            // It has begun, and is seen not to be whole.
+            assert_eq!(answer.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        } else {
+            assert_eq!(answer.unwrap().text(), target);
+        }
+    }
+    for target in ["/1", "/2", "/3"] {
+        assert_eq!(upstream.requests().iter().filter(|head| head.target() == target).count(), 1, "{target}");
+    }
 }
