@@ -123,9 +123,10 @@ impl Relay {
                 Ok((used, Some(Event::Data(data)))) => {
                     body.extend_from_slice(data);
                     peer.input.consume(used);
-                    if !self.charge(core, wish.name, body.len(), &mut charge) {
+                    let room = self.charge(core, wish.name, body.len(), &mut charge);
+                    if room != Room::Enough {
                         self.discharge(core, charge);
-                        return self.too_large(core, token, wish, head, &body, orders);
+                        return self.too_large(core, token, wish, head, (&body, room), orders);
                     }
                 }
                 Ok((used, Some(Event::End { .. }))) => {
@@ -192,19 +193,22 @@ impl Relay {
         }
     }
 
-    /// An answer goes on beyond the limit. Its visitor is told, if the beginning says which one.
+    /// An answer goes on beyond a limit. Its visitor is told, if the beginning says which one.
     fn too_large(
         &mut self,
         core: &mut Core,
         token: Token,
         wish: Wish,
         head: Box<Head>,
-        body: &[u8],
+        (body, room): (&[u8], Room),
         orders: &mut Vec<Order>,
     ) {
         let most = core.config.limits.message;
         if let Some((near, name)) = self.answered_by(body, wish.who) {
-            let answer = answer_too_large(name, most);
+            let answer = match room {
+                Room::Full => no_room_for_answer(name),
+                Room::Enough | Room::TooLong => answer_too_large(name, most),
+            };
             orders.push(Order::Fault(near, answer));
         }
         let text = format!(
@@ -225,30 +229,34 @@ impl Relay {
     }
 
     /// Counts what has come of an answer: beyond a glance, only where there is a message to be answered, and only as long as there
-    /// is room among the tunnel's messages. False when it is too much.
-    fn charge(&mut self, core: &Core, name: TunnelName, length: usize, charge: &mut Charge) -> bool {
+    /// is room among the tunnel's messages.
+    fn charge(&mut self, core: &Core, name: TunnelName, length: usize, charge: &mut Charge) -> Room {
         let limits = &core.config.limits;
         if length <= GLANCE {
-            return true;
+            return Room::Enough;
         }
         let (tunnel, before) = match *charge {
             Charge::Bytes(tunnel, bytes) => (tunnel, bytes),
             Charge::None => match self.tunnels.find(name.as_str()) {
                 Some(tunnel) => (tunnel, 0),
-                None => return false,
+                None => return Room::TooLong,
             },
         };
-        let Some(mail) = self.tunnels.mail(tunnel) else { return false };
+        let Some(mail) = self.tunnels.mail(tunnel) else { return Room::TooLong };
         if *charge == Charge::None {
             if mail.messages == 0 {
-                return false;
+                return Room::TooLong;
             }
             mail.messages += 1;
         }
         mail.bytes += length - before;
         self.queues.bytes += length - before;
         *charge = Charge::Bytes(tunnel, length);
-        mail.bytes <= limits.queue && length <= limits.message.saturating_mul(ESCAPED).saturating_add(limits.head)
+        match () {
+            () if length > limits.message.saturating_mul(ESCAPED).saturating_add(limits.head) => Room::TooLong,
+            () if mail.bytes > limits.queue => Room::Full,
+            () => Room::Enough,
+        }
     }
 
     /// The answer is read, or given up.
@@ -479,6 +487,24 @@ fn say_response(
         end_to_end(fields).for_each(|(name, value)| writer.field(name, value));
     });
     Some(sent.and_then(|()| if bodiless { peer.conn.send_end(now, None, peer.output.vec()) } else { Ok(()) }))
+}
+
+/// Whether there is room for what has come of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Enough,
+    /// No message may be that long, or there is none that it could be the answer to.
+    TooLong,
+    /// The messages of its tunnel have as many bytes as they may.
+    Full,
+}
+
+fn no_room_for_answer(name: &str) -> Answer {
+    let text = format!(
+        "The answer of the agent `{name}` found no room: the messages of this tunnel have as many bytes as they may have \
+         (--limit queue); try again later."
+    );
+    Answer::new(Code::TUNNEL_BUSY, text)
 }
 
 fn answer_too_large(name: &str, most: usize) -> Answer {

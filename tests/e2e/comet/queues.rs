@@ -271,6 +271,21 @@ fn the_queue_of_a_tunnel_is_bounded_by_bytes() {
 }
 
 #[test]
+fn an_answer_that_finds_no_room_in_the_queue_is_not_said_to_be_too_large() {
+    let relay = Relay::start(&["--limit", "queue=10000", "--limit", "message=100000"]);
+    let mut agent = polling(&relay, "demo");
+    let mut visitor = asking(&relay, "demo", "/full");
+    let request = message(&mut agent);
+    let long = "x".repeat(12_000);
+    agent.send(carry("demo", "", &reply(&id(&request), &long)));
+    let answer = visitor.response("GET");
+    assert_eq!(told(&answer), (503, "tunnel-busy".into()));
+    assert!(answer.text().contains("--limit queue"), "{}", answer.text());
+    assert_eq!(told(&agent.response("POST")), (413, "message-too-large".into()));
+    assert!(relay.log().wait_for(" demo GET /full 503 ").ends_with(" tunnel-busy"));
+}
+
+#[test]
 fn the_queue_of_a_tunnel_is_bounded_by_number() {
     let relay = Relay::start(&["--limit", "waiting=2"]);
     let mut agent = relay.visitor();
