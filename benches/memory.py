@@ -16,7 +16,7 @@ import time
 from common import CLOSE, CROWD_SECONDS, HOST, MIB, RELEASE, REPORTS, ROOT, Process, Running, Trouble
 from common import answers, free_port, prepare, rss_mib, stage, wrk
 from common import markdown, show, write, written_by
-from systems import SYSTEMS, TITLES, our_agent, our_relay
+from systems import SYSTEMS, TITLES, our_agent, our_relay, ours_small
 
 # As many descriptors as one process is usually allowed; the relay needs some for itself.
 LINKS = 19_900
@@ -49,14 +49,17 @@ def idle(here):
     """Both ends of each tunnel, as they stand when one visitor has been served."""
     yield ["idle", "server or relay: RSS MiB", "own", "client or agent: RSS MiB", "own", "to reach", ""]
     folder, _, origin_port = here
-    for name in ("rathole", "bore", "ours"):
+    systems = {TITLES[name]: SYSTEMS[name] for name in ("rathole", "bore", "ours")}
+    if any(RELEASE.parent.glob("*/small/ptth-reverse")):
+        systems["ours, with the agent of `make small`"] = ours_small
+    for title, make in systems.items():
         with Running(folder) as running:
-            system = SYSTEMS[name](folder, origin_port)
+            system = make(folder, origin_port)
             server, client = [running.start(process) for process in system.processes]
             running.wait_until(lambda: answers(system.port))
             agent = kept(client)
-            mark = goal(agent[0], GOALS["agent"]) if name == "ours" else ["", ""]
-            yield [TITLES[name], *map(mib, kept(server)), *map(mib, agent), *mark]
+            mark = goal(agent[0], GOALS["agent"]) if title.startswith("ours") else ["", ""]
+            yield [title, *map(mib, kept(server)), *map(mib, agent), *mark]
 
 
 def many_links(here, links):

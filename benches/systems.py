@@ -180,6 +180,13 @@ def ours(folder, origin, road=straight, path="", more=()):
     return System([our_relay(port), *between, our_agent(origin, f"http://{dialled}:{port}{path}", *more)], port)
 
 
+def ours_small(folder, origin):
+    """With the agent of `make small`, if somebody has made it."""
+    system = ours(folder, origin)
+    system.processes[-1].command[0] = next(RELEASE.parent.glob("*/small/ptth-reverse"))
+    return system
+
+
 def ours_ptth(folder, origin):
     token = folder / "token"
     token.touch(0o600)
