@@ -1,7 +1,7 @@
 #!/usr/bin/env -S python3 -B
 """Measures what grows with the number of tunnels and visitors, from one to ten thousand.
 
-    benches/growth.py                               everything: about eight minutes
+    benches/growth.py                               everything: about twelve minutes
     benches/growth.py --rounds 1 --secs 1           shortly: about a minute and a half
     benches/growth.py --write                       into docs/bench/growth.md and growth.svg
 
@@ -18,8 +18,8 @@ program (benches/crowd.py). Where it serves all tunnels, requests a second are i
 import sys
 
 import charts
-from common import HOST, Running
-from common import answers, bench_parser, free_port, in_turn, load_figures, medians, prepare, rss_mib, stage, wrk
+from common import HOST, PAIRED, Running
+from common import answers, bench_parser, free_port, in_turn, load_figures, medians, prepare, ratio, rss_mib, stage, wrk
 from common import markdown, say, show, table_of, write, written_by
 from systems import our_agent, our_relay
 
@@ -36,6 +36,7 @@ RELAY = [word for name in LIMITS for word in ("--limit", f"{name}=20000")] + ["-
 COLUMNS = [
     ("req/s", "rps", "{:,.0f}"),
     ("relay: CPU µs a request", "relay_us", "{:.1f}"),
+    ("× that of the first row", "grown", "{}"),
     ("both ends", "cpu_us", "{:.1f}"),
     ("p50 ms", "p50", "{:.2f}"),
     ("p99 ms", "p99", "{:.2f}"),
@@ -134,6 +135,8 @@ def report(measured, options):
     yield f"How: medians of {options.rounds} rounds of {options.secs} s. 1 KiB bodies; {VISITORS} visitors, but where their number is what"
     yield "grows."
     yield ""
+    yield PAIRED
+    yield ""
     yield "![Requests a second and CPU time by the number of tunnels and visitors](growth.svg)"
     yield ""
     yield "Busy tunnels are served by one light program, which is what limits their requests a second: read what the relay"
@@ -151,11 +154,16 @@ def report(measured, options):
 def run(name, stage, options):
     measure = CURVES[name]
     runs = in_turn(options.counts, options.rounds, lambda count: measure(stage, count, options.secs), "{:,}".format)
-    return {count: medians(kept) for count, kept in runs.items() if kept}
+    least = runs[min(runs)]
+    return {
+        count: medians(kept) | ({} if kept is least else {"grown": ratio(kept, least, "relay_us")})
+        for count, kept in runs.items()
+        if kept
+    }
 
 
 def arguments():
-    parser = bench_parser(__doc__, "growth.md and growth.svg", 4, "a point")
+    parser = bench_parser(__doc__, "growth.md and growth.svg", 2, "a point", rounds=7)
     parser.add_argument("--counts", default="1,10,100,1000,10000", help="(default 1,10,100,1000,10000)")
     parser.add_argument("--only", default=",".join(CURVES), help=f"some of {','.join(CURVES)}")
     options = parser.parse_args()
