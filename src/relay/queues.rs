@@ -119,21 +119,14 @@ enum Stage {
     Answered(Option<Token>),
 }
 
-/// How often an agent may have had a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Attempt {
-    First,
-    /// It broke with the first connection that it was sent on.
-    Second,
-}
-
 /// A request on its way to an agent, by the far end of its pipe.
 #[derive(Debug)]
 struct Letter {
     tunnel: usize,
     near: Token,
     stage: Stage,
-    attempt: Attempt,
+    /// Connections that it was sent on and that broke.
+    broke: usize,
     head: Head,
     /// Its request has no body, so that nothing of one was used up.
     bodiless: bool,

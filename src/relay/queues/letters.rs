@@ -14,7 +14,7 @@ use ptth_proto::wire::head::{Head, is_idempotent};
 use ptth_proto::wire::message::Unsendable;
 use ptth_proto::wire::packed::{self, Form};
 
-use super::{Attempt, Carriage, FAR, Letter, MAIL, NEAR, Poll, Stage, say, to_front};
+use super::{Carriage, FAR, Letter, MAIL, NEAR, Poll, Stage, say, to_front};
 use crate::answer::{Answer, Code};
 use crate::bridge::{Order, takes_trailers};
 use crate::peer::Seat;
@@ -54,7 +54,7 @@ impl Relay {
             tunnel,
             near,
             stage: Stage::Coming,
-            attempt: Attempt::First,
+            broke: 0,
             head: Head::default(),
             bodiless: false,
             body: Vec::new(),
@@ -74,7 +74,7 @@ impl Relay {
         self.settle_letter(core, far);
         if let Some(letter) = self.queues.letters.get_mut(&far) {
             letter.stage = Stage::Spare;
-            letter.attempt = Attempt::First;
+            letter.broke = 0;
             letter.head.clear();
             // What one large body left is not kept for all the small ones.
             letter.body = Vec::new();
@@ -318,14 +318,16 @@ impl Relay {
     }
 
     /// The connection broke that these were written to, and nothing was heard on it behind them: they have hardly been read. What may be
-    /// asked twice waits for another poll, once; all other visitors are told now, rather than when no answer can come any more.
+    /// asked twice waits for another poll, as often as a request is tried on links; all other visitors are told now, rather than when no answer can come any more.
     pub(super) fn broke_behind(&mut self, core: &mut Core, ids: impl Iterator<Item = Id>, orders: &mut Vec<Order>) {
+        let most = core.config.limits.tries;
         let mut again = Vec::new();
         for id in ids {
             let Some(far) = self.queues.out.find(id) else { continue };
             let Some(letter) = self.queues.letters.get_mut(&far) else { continue };
-            if letter.attempt == Attempt::First && is_idempotent(letter.head.method()) {
-                letter.attempt = Attempt::Second;
+            // With an agent all its polls break, and not in one moment.
+            letter.broke += 1;
+            if letter.broke < most && is_idempotent(letter.head.method()) {
                 again.push(id);
                 continue;
             }
