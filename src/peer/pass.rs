@@ -44,11 +44,15 @@ impl Peer {
             };
             return 0;
         };
-        let had_its_share = std::mem::replace(&mut self.taking, Taking::Past) == Taking::Sated;
-        let waits = had_its_share || !self.readable || to.output.is_passing();
-        let n = if waits { 0 } else { self.pass_on(to, most, now, pool) };
+        let waits = self.taking == Taking::Sated || !self.readable || to.output.is_passing();
+        let n = if waits {
+            0
+        } else {
+            self.taking = Taking::Past;
+            self.pass_on(to, most, now, pool)
+        };
         if self.readable && self.is_past() {
-            // There may be more, which waits until these are gone; it owes us nothing meanwhile.
+            // There may be more, which waits for the next turn; it owes us nothing meanwhile.
             to.fed = true;
             self.held = true;
             self.taking = if n > 0 { Taking::Sated } else { self.taking };
@@ -56,9 +60,16 @@ impl Peer {
         if n > 0 {
             // Should it fail, so will the write at the end of the turn.
             let _ = to.flush(now);
-            to.output.clear_way(pool);
         }
+        to.output.clear_way(pool);
         n
+    }
+
+    /// The turn ends: there is a new share for its body in the next one.
+    pub(crate) fn end_turn(&mut self) {
+        if self.taking == Taking::Sated {
+            self.taking = Taking::Past;
+        }
     }
 
     fn pass_on(&mut self, to: &mut Peer, most: u64, now: Instant, pool: &mut Pool) -> usize {
@@ -142,8 +153,11 @@ mod tests {
         let ((mut from, mut writer), (mut to, _reader)) = (tunnel(now), tunnel(now));
         writer.write_all(b"twelve bytes").unwrap();
         assert_eq!(pass(&mut from, &mut to, 4, &mut pool), 4);
-        // There are more, for the next turn: whoever asks for them in this one is told that there is nothing.
-        assert_eq!((from.pass(&mut to, 4, now, &mut pool), to.fed, from.held), (0, true, true));
+        // There are more, for the next turn: whoever asks for them in this one is told that there is nothing, however often.
+        for _ in 0..3 {
+            assert_eq!((from.pass(&mut to, 4, now, &mut pool), to.fed, from.held), (0, true, true));
+        }
+        from.end_turn();
         assert_eq!(from.pass(&mut to, 4, now, &mut pool), 4);
     }
 }

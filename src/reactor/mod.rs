@@ -635,6 +635,7 @@ impl<A: App> Reactor<A> {
         while let Some(token) = core.touched.pop() {
             let Some(peer) = core.peers.get_mut(token) else { continue };
             peer.touched = false;
+            peer.end_turn();
             if peer.is_dead() {
                 continue;
             }
