@@ -106,6 +106,9 @@ class Running:
                 raise Trouble("\n".join([why, *self.last_words()]))
             time.sleep(0.02)
 
+    def has_lost_one(self):
+        return any(child.poll() is not None for child in self.children)
+
     def crowd(self, *arguments):
         """A program that is many agents or visitors, and all of them there. Its id."""
         child = self.start(Process([sys.executable, "-B", ROOT / "benches/crowd.py", *map(str, arguments)]))
@@ -310,7 +313,9 @@ def pin(running, cores):
 
 def wrk_command(port, path, conns, seconds, *more, cores=None):
     url = f"http://{HOST}:{port}{path}"
-    return on(cores, ["wrk", "-t1", f"-c{conns}", f"-d{seconds}s", "--timeout", "10s", "--latency", *more, url])
+    # wrk counts what has come too late, so that half of a round is the most that it can see.
+    timeout = f"{max(1, seconds // 2)}s"
+    return on(cores, ["wrk", "-t1", f"-c{conns}", f"-d{seconds}s", "--timeout", timeout, "--latency", *more, url])
 
 
 CLOSE = ["-H", "Connection: close"]
@@ -343,6 +348,8 @@ def load_figures(running, origin, programs, *load, cores=None):
     known, by what it is called."""
     others, before = Others(running, origin), {name: cpu_seconds(*ids) for name, ids in programs.items()}
     done = wrk(*load, cores=cores)
+    if running.has_lost_one():
+        raise Trouble("one of its programs has ended")
     taken = {name: cpu_seconds(*ids) - before[name] for name, ids in programs.items()}
     figures = {"rps": done["requests"] / done["seconds"], "others": others.percent()}
     figures |= {key: done[key] for key in ("requests", "p50", "p99", "errors")}
@@ -388,10 +395,12 @@ def medians(rounds):
 
 def paired(mine, theirs, key):
     """One's figure divided by another's, from the rounds that both have: the geometric mean of what each round says, and the ends of
-    an interval of two standard errors either way, None where there are too few rounds. None if no round has both."""
-    both = [(mine[turn].get(key), theirs[turn].get(key)) for turn in mine if turn in theirs]
+    an interval of two standard errors either way, None where there are too few rounds. None if no round has both. Rounds with errors
+    count for nobody: a 503 is quick."""
+    pairs = [(mine[turn], theirs[turn]) for turn in mine if turn in theirs]
+    both = [(a.get(key), b.get(key)) for a, b in pairs if not a.get("errors") and not b.get("errors")]
     # Logarithms, so that twice as much and half as much weigh the same, and who is divided by whom does not matter.
-    logs = [math.log(a / b) for a, b in both if a and b]
+    logs = [math.log(a / b) for a, b in both if a and b and a > 0 and b > 0]
     if not logs:
         return None
     mean = statistics.fmean(logs)
