@@ -499,6 +499,9 @@ impl<A: App> Reactor<A> {
                 self.app.rest(&mut self.core);
                 // What they were not sent yet they won't be: to the system, the end of the process is that of what it has.
                 self.core.peers.iter_mut().for_each(Peer::die);
+                if let Some(signals) = &self.signals {
+                    signals.leave();
+                }
                 return Ok(code);
             }
             self.turn()?;

@@ -1,5 +1,5 @@
-//! SIGINT and SIGTERM as bytes on a socket: the first asks for an orderly stop, the second for one at once. A loop that is stuck, and
-//! has not even taken the first, ends with its process at the second.
+//! SIGINT and SIGTERM as bytes on a socket: the first asks for an orderly stop, the second for one at once. Where nobody takes the
+//! next one, it ends the process by itself: the loop is stuck, or over while others of the process are not.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -59,7 +59,15 @@ impl Signals {
         match (before, self.taken) {
             _ if self.taken == before => Asked::Nothing,
             (0, 1) => Asked::ToStop,
-            _ => Asked::ToStopAtOnce,
+            _ => {
+                self.leave();
+                Asked::ToStopAtOnce
+            }
         }
+    }
+
+    /// Nobody takes any more of them.
+    pub fn leave(&self) {
+        self.deadly.store(true, Ordering::Relaxed);
     }
 }

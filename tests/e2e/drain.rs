@@ -449,6 +449,33 @@ fn a_second_signal_ends_no_answer_as_if_it_were_whole() {
 }
 
 #[test]
+fn a_second_signal_is_heard_when_the_worker_that_hears_signals_has_ended() {
+    let upstream = Upstream::start(|asked| {
+        asked.wire.expect_end();
+        After::Close
+    });
+    // The one request is on either worker.
+    for _ in 0..6 {
+        let mut relay = Relay::start(&["--workers", "2", "--timeout", "drain=10m", "--timeout", "farewell=10ms"]);
+        let _agent = Agent::start(&relay, "demo", &upstream.address(), &[]);
+        let before = upstream.requests().len();
+        let mut visitor = relay.visitor();
+        visitor.send(get("demo", "/waits"));
+        eventually("the request to be there", || (upstream.requests().len() > before).then_some(()));
+        relay.program.terminate();
+        // Where the other worker has the request, the first one ends, and its thread waits for that one's.
+        let (place, mut looks) = (format!("/proc/{}/wchan", relay.program.id()), 0);
+        eventually("the first worker to have had the time to end", || {
+            looks += 1;
+            let waits = std::fs::read_to_string(&place).is_ok_and(|place| place.contains("futex"));
+            (waits || looks > 50).then_some(())
+        });
+        relay.program.terminate();
+        assert_eq!(relay.program.exit_code(), 130);
+    }
+}
+
+#[test]
 fn what_was_not_sent_of_an_answer_when_the_relay_ends_is_seen_to_lack() {
     const CHUNKS: usize = 8000;
     let upstream = Upstream::start(|asked| {
