@@ -57,6 +57,9 @@ impl<S: Side> Bridge<S> {
                 return self.respond_alone(core, token, &Head::default(), &answer);
             }
         }
+        if let (Loss::Io(_), Some(peer)) = (loss, core.peer(token)) {
+            peer.break_off();
+        }
         core.drop_peer(token);
     }
 

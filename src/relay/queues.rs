@@ -125,8 +125,8 @@ struct Letter {
     tunnel: usize,
     near: Token,
     stage: Stage,
-    /// Connections that it was sent on and that broke.
-    broke: usize,
+    /// Its ids on connections that broke behind it: an agent that had read it answers by one of them, whoever else has it by now.
+    earlier: Vec<Id>,
     head: Head,
     /// Its request has no body, so that nothing of one was used up.
     bodiless: bool,
@@ -386,9 +386,10 @@ impl Relay {
         }
         if let Some(handed) = self.queues.handed.remove(&token) {
             let (unsent, sent): (Vec<_>, Vec<_>) = handed.into_iter().partition(|(_, end)| *end > peer.written);
-            self.hand_out_again(core, unsent.into_iter().map(|(id, _)| id).collect());
-            if peer.is_gone() {
-                self.broke_behind(core, sent.into_iter().map(|(id, _)| id), orders);
+            self.hand_out_again(core, unsent.into_iter().map(|(id, _)| id).collect(), orders);
+            // It is told by what came first: the report that it broke, a read, or a write.
+            if peer.is_gone() || peer.broken || peer.is_deaf() {
+                self.broke_behind(core, sent.into_iter().map(|(id, _)| id));
             }
         }
     }
@@ -444,7 +445,12 @@ impl Relay {
             Due::NoPoll(far) => (far, Wait::Link),
             Due::NoAnswer(far) => (far, Wait::Answer),
         };
-        if let Some(letter) = self.queues.letters.get_mut(&far) {
+        let goes_on = match wait {
+            // Of several times that it was handed out, the last one counts.
+            Wait::Answer => self.may_be_answered(far),
+            _ => self.leave_out(far),
+        };
+        if !goes_on && let Some(letter) = self.queues.letters.get_mut(&far) {
             letter.stage = Stage::Coming;
             let (near, tunnel) = (letter.near, letter.tunnel);
             orders.push(Order::Fault(near, self.late(tunnel, wait)));
@@ -467,9 +473,14 @@ impl Relay {
             }
             respond("ptth-relay", core, token, &Head::default(), 0, &stopping());
         }
-        let unsent = |letter: &&Letter| matches!(letter.stage, Stage::Coming | Stage::Ready);
-        let letters = self.queues.letters.values().filter(unsent);
-        orders.extend(letters.map(|letter| Order::Fault(letter.near, stopping())));
+        let unsent = |(_, letter): &(&Token, &Letter)| matches!(letter.stage, Stage::Coming | Stage::Ready);
+        let letters: Vec<(Token, Token)> =
+            self.queues.letters.iter().filter(unsent).map(|(far, letter)| (*far, letter.near)).collect();
+        for (far, near) in letters {
+            if !self.leave_out(far) {
+                orders.push(Order::Fault(near, stopping()));
+            }
+        }
     }
 }
 

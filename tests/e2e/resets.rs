@@ -1,5 +1,4 @@
-//! Agents whose polls break: no message is lost with the connection that it was written to, and no visitor waits in vain for an answer
-//! that can't come.
+//! Agents whose polls break: no message is lost with the connection that it was written to, and whoever had read one can answer it.
 
 use serde_json::Value;
 
@@ -46,7 +45,7 @@ fn told(answer: &Message) -> (u16, String) {
 
 #[test]
 fn a_message_that_broke_with_its_poll_is_handed_out_again() {
-    let relay = Relay::start(&["--limit", "tries=2"]);
+    let relay = Relay::start(&["--limit", "tries=2", "--timeout", "link-answer=2s"]);
     for (method, poll) in POLLS {
         let agent = polling(&relay, poll);
         let mut visitor = relay.visitor();
@@ -58,7 +57,7 @@ fn a_message_that_broke_with_its_poll_is_handed_out_again() {
         // Not for ever: it may be what breaks them.
         agent.break_on_drop();
         drop(agent);
-        assert_eq!(told(&visitor.response("GET")), (502, "link-lost".into()));
+        assert_eq!(told(&visitor.response("GET")), (504, "link-timeout".into()));
         let mut agent = polling(&relay, poll);
         let mut visitor = relay.visitor();
         visitor.send(get("demo", "/next"));
@@ -67,33 +66,89 @@ fn a_message_that_broke_with_its_poll_is_handed_out_again() {
     }
 }
 
+/// The message that answers a poll.
+fn message(agent: &mut Wire) -> Value {
+    serde_json::from_slice(&agent.response("POST").body).unwrap()
+}
+
+/// An answer to a message, as a poll.
+fn reply(message: &Value, body: &str) -> String {
+    let reply = format!(
+        "{{\"message-id\": {}, \"status\": 200, \"headers\": [], \"body\": \"{body}\"}}",
+        message["message-id"]
+    );
+    POLLS[0].1.replace("Length: 0\r\n\r\n", &format!("Length: {}\r\n\r\n{reply}", reply.len()))
+}
+
 #[test]
 fn the_second_agent_that_is_asked_answers() {
     let relay = Relay::start(&[]);
-    let (method, poll) = POLLS[0];
+    let (_, poll) = POLLS[0];
     let agent = polling(&relay, poll);
     let mut other = polling(&relay, poll);
     let mut visitor = relay.visitor();
     visitor.send(get("demo", "/again"));
     break_behind(agent, &relay);
-    let message: Value = serde_json::from_slice(&other.response(method).body).unwrap();
+    let message = message(&mut other);
     assert_eq!(message["request-uri"], "/again");
-    let reply =
-        format!("{{\"message-id\": {}, \"status\": 200, \"headers\": [], \"body\": \"fine\"}}", message["message-id"]);
-    other.send(poll.replace("Length: 0\r\n\r\n", &format!("Length: {}\r\n\r\n{reply}", reply.len())));
+    other.send(reply(&message, "fine"));
     assert_eq!(visitor.response("GET").text(), "fine");
 }
 
+/// Reads a message, and resets the connection it came on.
+fn read_and_reset(mut agent: Wire, relay: &Relay) -> Value {
+    let message = message(&mut agent);
+    agent.break_on_drop();
+    drop(agent);
+    settled(relay);
+    message
+}
+
 #[test]
-fn a_message_that_may_not_be_repeated_is_given_up_with_its_poll() {
+fn an_agent_that_resets_what_it_has_read_answers_on_another_connection() {
     let relay = Relay::start(&[]);
     let (_, poll) = POLLS[0];
-    let agent = polling(&relay, poll);
-    let _other = polling(&relay, poll);
-    let mut visitor = relay.visitor();
-    visitor.send(post("demo", "/order", "an order"));
-    break_behind(agent, &relay);
-    assert_eq!(told(&visitor.response("POST")), (502, "link-lost".into()));
+    for request in [get("demo", "/work"), post("demo", "/work", "an order")] {
+        let agent = polling(&relay, poll);
+        let mut visitor = relay.visitor();
+        visitor.send(request);
+        let message = read_and_reset(agent, &relay);
+        // It waits for a poll, or not: what comes is an answer to it, and it is handed out no more.
+        let mut agent = polling(&relay, &reply(&message, "fine"));
+        assert_eq!(visitor.response("GET").text(), "fine");
+        visitor.send(get("demo", "/next"));
+        let next = self::message(&mut agent);
+        assert_eq!(next["request-uri"], "/next");
+        agent.send(reply(&next, "done"));
+        assert_eq!(visitor.response("GET").text(), "done");
+        drop((agent, visitor));
+        settled(&relay);
+    }
+}
+
+#[test]
+fn the_first_of_two_answers_is_taken() {
+    let relay = Relay::start(&[]);
+    let (_, poll) = POLLS[0];
+    for first_wins in [true, false] {
+        let agent = polling(&relay, poll);
+        let mut visitor = relay.visitor();
+        visitor.send(get("demo", "/work"));
+        let earlier = read_and_reset(agent, &relay);
+        let mut agent = polling(&relay, poll);
+        let later = message(&mut agent);
+        assert_ne!(earlier["message-id"], later["message-id"]);
+        let (one, other) = if first_wins { (earlier, later) } else { (later, earlier) };
+        let mut poll = polling(&relay, &reply(&one, "fine"));
+        assert_eq!(visitor.response("GET").text(), "fine");
+        let answer = agent.send(reply(&other, "late")).response("POST");
+        assert_eq!(told(&answer), (404, "unknown-message".into()));
+        visitor.send(get("demo", "/next"));
+        let next = message(&mut poll);
+        assert_eq!(next["request-uri"], "/next");
+        drop((poll, agent, visitor));
+        settled(&relay);
+    }
 }
 
 #[test]

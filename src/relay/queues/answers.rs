@@ -222,9 +222,8 @@ impl Relay {
     /// The message that the beginning of a broken answer names, if it is this agent's to answer; it is answered by that.
     fn answered_by(&mut self, body: &[u8], who: Option<KeyHash>) -> Option<(Token, &str)> {
         let id = Id::parse(&comet::first_id(body)?)?;
-        let far = self.queues.out.answer(id, &who).ok()?;
-        let letter = self.queues.letters.get_mut(&far)?;
-        letter.stage = Stage::Answered(None);
+        let far = self.take_answer(id, &who).ok()?;
+        let letter = self.queues.letters.get(&far)?;
         Some((letter.near, self.tunnels.name(letter.tunnel)))
     }
 
@@ -279,9 +278,8 @@ impl Relay {
         orders: &mut Vec<Order>,
     ) -> Result<(), Unwanted> {
         let id = Id::parse(reply.id.as_bytes()).ok_or(Unwanted::Unknown)?;
-        let far = self.queues.out.answer(id, who)?;
+        let far = self.take_answer(id, who)?;
         let Some(letter) = self.queues.letters.get_mut(&far) else { return Err(Unwanted::Unknown) };
-        letter.stage = Stage::Answered(None);
         let (near, tunnel) = (letter.near, letter.tunnel);
         let (now, most) = (core.now, core.config.limits.message);
         letter.bytes += reply.body.len();
@@ -320,7 +318,7 @@ impl Relay {
             };
         }
         let Some(far) = self.queues.out.find(id) else { return Claim::Refuse(unknown(Unwanted::Unknown)) };
-        let Some(letter) = self.queues.letters.get_mut(&far) else {
+        let Some(letter) = self.queues.letters.get(&far) else {
             return Claim::Refuse(unknown(Unwanted::Unknown));
         };
         let name = self.tunnels.name(letter.tunnel);
@@ -339,10 +337,12 @@ impl Relay {
             );
             return Claim::Refuse(Answer::new(Code::BAD_MESSAGE, text));
         };
-        if let Err(unwanted) = self.queues.out.answer(id, &who) {
+        if let Err(unwanted) = self.take_answer(id, &who) {
             return Claim::Refuse(unknown(unwanted));
         }
-        letter.stage = Stage::Answered(Some(token));
+        if let Some(letter) = self.queues.letters.get_mut(&far) {
+            letter.stage = Stage::Answered(Some(token));
+        }
         give_leave(core, token);
         let reason = ptth_proto::wire::head::reason(status).as_bytes();
         if let Some(Err(error)) = say_response(core, far, (status, reason), &fields, framing) {

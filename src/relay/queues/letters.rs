@@ -1,12 +1,12 @@
 //! Requests on their way to an agent: read at the far end of a pipe until they are whole, made into messages, handed to a poll, and
-//! handed out again if they can't have arrived, or most likely haven't.
+//! handed out again if they can't have arrived, or may not have.
 
 use std::time::Duration;
 
 use mio::Token;
 use ptth_proto::conn::{Conn, Event};
 use ptth_proto::http::framing::Framing;
-use ptth_proto::link::queue::Id;
+use ptth_proto::link::queue::{Id, Unwanted};
 use ptth_proto::role::Role;
 use ptth_proto::wire::comet;
 use ptth_proto::wire::fields::Name;
@@ -16,10 +16,11 @@ use ptth_proto::wire::packed::{self, Form};
 
 use super::{Carriage, FAR, Letter, MAIL, NEAR, Poll, Stage, say, to_front};
 use crate::answer::{Answer, Code};
-use crate::bridge::{Order, takes_trailers};
+use crate::bridge::{Order, stopping, takes_trailers};
 use crate::peer::Seat;
 use crate::reactor::Core;
 use crate::relay::Relay;
+use crate::relay::agents::KeyHash;
 
 /// Messages that one poll of the `ptth` dialect takes along, when several wait.
 const BATCH: usize = 16;
@@ -54,7 +55,7 @@ impl Relay {
             tunnel,
             near,
             stage: Stage::Coming,
-            broke: 0,
+            earlier: Vec::new(),
             head: Head::default(),
             bodiless: false,
             body: Vec::new(),
@@ -74,7 +75,6 @@ impl Relay {
         self.settle_letter(core, far);
         if let Some(letter) = self.queues.letters.get_mut(&far) {
             letter.stage = Stage::Spare;
-            letter.broke = 0;
             letter.head.clear();
             // What one large body left is not kept for all the small ones.
             letter.body = Vec::new();
@@ -95,6 +95,9 @@ impl Relay {
             self.workers.say_over();
         }
         if let Stage::Out(id) = stage {
+            self.queues.out.take_back(id);
+        }
+        for id in letter.earlier.drain(..) {
             self.queues.out.take_back(id);
         }
         if let Some(mail) = self.tunnels.mail(tunnel) {
@@ -236,7 +239,7 @@ impl Relay {
                 Some(end) => {
                     self.queues.handed.entry(token).or_default().extend(ids.into_iter().map(|id| (id, end)));
                 }
-                None => self.hand_out_again(core, ids),
+                None => self.hand_out_again(core, ids, orders),
             }
             self.queues.polls.remove(&token);
             to_front(core, token, orders);
@@ -300,47 +303,100 @@ impl Relay {
         }
     }
 
-    /// Messages that can't have arrived, or may arrive twice, wait again.
-    pub(super) fn hand_out_again(&mut self, core: &mut Core, ids: Vec<Id>) {
-        let patience = core.config.deadlines.link;
+    /// Messages that can't have arrived wait again. Where the program is stopping no poll will come for them, and their visitors are told.
+    pub(super) fn hand_out_again(&mut self, core: &mut Core, ids: Vec<Id>, orders: &mut Vec<Order>) {
         for id in ids.into_iter().rev() {
             let Some(far) = self.queues.out.take_back(id) else { continue };
             let Some(letter) = self.queues.letters.get_mut(&far) else { continue };
             log::debug!("a message did not reach its agent and waits again");
+            let near = letter.near;
             letter.stage = Stage::Ready;
-            let tunnel = letter.tunnel;
-            if let Some(mail) = self.tunnels.mail(tunnel) {
-                mail.queue.push_again(core.now, far, patience);
+            if !self.queues.stopping {
+                self.wait_again(core, far);
+            } else if !self.leave_out(far) {
+                orders.push(Order::Fault(near, stopping()));
             }
-            // Whoever polls now takes it at once.
-            core.set_timer(Duration::ZERO, MAIL | tunnel);
         }
     }
 
-    /// The connection broke that these were written to, and nothing was heard on it behind them: they have hardly been read. What may be
-    /// asked twice waits for another poll, as often as a request is tried on links; all other visitors are told now, rather than when no answer can come any more.
-    pub(super) fn broke_behind(&mut self, core: &mut Core, ids: impl Iterator<Item = Id>, orders: &mut Vec<Order>) {
+    fn wait_again(&mut self, core: &mut Core, far: Token) {
+        let patience = core.config.deadlines.link;
+        let Some(letter) = self.queues.letters.get_mut(&far) else { return };
+        letter.stage = Stage::Ready;
+        let tunnel = letter.tunnel;
+        if let Some(mail) = self.tunnels.mail(tunnel) {
+            mail.queue.push_again(core.now, far, patience);
+        }
+        // Whoever polls now takes it at once.
+        core.set_timer(Duration::ZERO, MAIL | tunnel);
+    }
+
+    /// The connection broke that these were written to, and nothing was heard on it behind them. They may not have been read, or their
+    /// agent is at work on them and answers on another connection. What may be asked twice waits for another poll, as often as a request
+    /// is tried on links, and the first answer is taken; all others stay with the agent.
+    pub(super) fn broke_behind(&mut self, core: &mut Core, ids: impl Iterator<Item = Id>) {
+        if self.queues.stopping {
+            return;
+        }
         let most = core.config.limits.tries;
         let mut again = Vec::new();
         for id in ids {
             let Some(far) = self.queues.out.find(id) else { continue };
             let Some(letter) = self.queues.letters.get_mut(&far) else { continue };
             // With an agent all its polls break, and not in one moment.
-            letter.broke += 1;
-            if letter.broke < most && is_idempotent(letter.head.method()) {
-                again.push(id);
-                continue;
+            if letter.stage == Stage::Out(id) && letter.earlier.len() + 1 < most && is_idempotent(letter.head.method())
+            {
+                letter.earlier.push(id);
+                again.push(far);
             }
-            self.queues.out.take_back(id);
-            letter.stage = Stage::Coming;
-            let name = self.tunnels.name(letter.tunnel);
-            let text = format!(
-                "The request was sent to the agent `{name}`, and the connection broke that it was sent on. The agent may \
-                 have had it."
-            );
-            orders.push(Order::Fault(letter.near, Answer::new(Code::LINK_LOST, text)));
         }
-        self.hand_out_again(core, again);
+        for far in again.into_iter().rev() {
+            log::debug!("a message may not have reached its agent and waits again");
+            self.wait_again(core, far);
+        }
+    }
+
+    /// Whether a message waits for a poll, or for the answer to it.
+    pub(super) fn may_be_answered(&self, far: Token) -> bool {
+        match self.queues.letters.get(&far).map(|letter| letter.stage) {
+            Some(Stage::Ready) => true,
+            Some(Stage::Out(id)) => self.queues.out.find(id).is_some(),
+            _ => false,
+        }
+    }
+
+    /// No poll will come for a message. If an agent may have it, its answer is waited for.
+    pub(super) fn leave_out(&mut self, far: Token) -> bool {
+        let Some(letter) = self.queues.letters.get_mut(&far) else { return false };
+        let out = &self.queues.out;
+        let Some(id) = letter.earlier.iter().rev().find(|id| out.find(**id).is_some()) else { return false };
+        letter.stage = Stage::Out(*id);
+        if let Some(mail) = self.tunnels.mail(letter.tunnel) {
+            mail.queue.forget(far);
+        }
+        true
+    }
+
+    /// An agent answers: gives the message, which nobody else can answer then.
+    ///
+    /// # Errors
+    /// When it is not out, or not with this agent.
+    pub(super) fn take_answer(&mut self, id: Id, by: &Option<KeyHash>) -> Result<Token, Unwanted> {
+        let far = self.queues.out.answer(id, by)?;
+        let Some(letter) = self.queues.letters.get_mut(&far) else { return Ok(far) };
+        if let Stage::Out(last) = letter.stage {
+            self.queues.out.take_back(last);
+        }
+        for id in letter.earlier.drain(..) {
+            self.queues.out.take_back(id);
+        }
+        if letter.stage == Stage::Ready
+            && let Some(mail) = self.tunnels.mail(letter.tunnel)
+        {
+            mail.queue.forget(far);
+        }
+        letter.stage = Stage::Answered(None);
+        Ok(far)
     }
 
     /// Messages of a tunnel that wait for a poll.
@@ -350,8 +406,8 @@ impl Relay {
 
     /// Whether a request may have left for its agent, or will in this moment: only one that waits for a poll has not.
     pub(in crate::relay) fn letter_is_out(&self, far: Token) -> bool {
-        let stage = self.queues.letters.get(&far).map(|letter| letter.stage);
-        !matches!(stage, Some(Stage::Ready))
+        let letter = self.queues.letters.get(&far);
+        letter.is_none_or(|letter| letter.stage != Stage::Ready || !letter.earlier.is_empty())
     }
 
     /// The near end of the pipe of the message that has waited longest for a poll, if it can go another way: it has no body that
