@@ -200,17 +200,16 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
     }
     if let Some(kept) = exchange.kept.take() {
         let (head, framing) = &*kept;
-        let whole = exchange.lane != Lane::InLine || is_complete(from, *framing, from.input.bytes(), config);
-        if whole {
+        let there = there(from, *framing, from.input.bytes(), config);
+        if exchange.lane != Lane::InLine || there == There::Whole {
             let begun = begin_response(to, head, *framing, now);
             return begun.unwrap_or_else(|error| Flow::Back(BackFault::Protocol(error)));
         }
         if from.broken || from.eof && *framing != Framing::UntilClose {
             return Flow::Back(BackFault::Lost(None));
         }
-        let waits = is_short(from.input.len(), *framing, config);
         exchange.kept = Some(kept);
-        return if waits { Flow::Still } else { Flow::Long };
+        return if there == There::Short { Flow::Still } else { Flow::Long };
     }
     if exchange.stage == Stage::Ending {
         return match to.conn.send_end(now, None, to.output.vec()) {
@@ -255,12 +254,15 @@ pub(super) fn home(core: &mut Core, exchange: &mut Exchange, back: Token, passes
             exchange.code = code_of(head);
             let rest = from.input.len() - used;
             if exchange.lane == Lane::InLine {
-                let is_modest = is_modest(head, config);
-                if !is_modest || !is_complete(from, framing, &from.input.bytes()[used..], config) {
+                let there = match is_modest(head, config) {
+                    true => there(from, framing, &from.input.bytes()[used..], config),
+                    false => There::Long,
+                };
+                if there != There::Whole {
                     exchange.kept = Some(Box::new((head.clone(), framing)));
                     exchange.ready.get_or_insert(now);
                     from.input.consume(used);
-                    return if is_modest && is_short(rest, framing, config) { Flow::Still } else { Flow::Long };
+                    return if there == There::Short { Flow::Still } else { Flow::Long };
                 }
             }
             if from.conn.is_speaking() {
@@ -451,33 +453,43 @@ fn is_modest(head: &Head, config: &Config) -> bool {
     head.size() <= config.limits.whole.min(WHOLE_HEAD) && head.fields.len() <= WHOLE_FIELDS
 }
 
-/// Whether all of the response's body is there, and its trailers are such as any relay takes.
-fn is_complete(from: &Peer, framing: Framing, rest: &[u8], config: &Config) -> bool {
+/// What is there of a response that is to stand with others on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum There {
+    /// All of it.
+    Whole,
+    /// It may be whole in a moment: many a server writes head and body apart.
+    Short,
+    /// It has more than any relay takes, or what can't be sent.
+    Long,
+}
+
+fn there(from: &Peer, framing: Framing, rest: &[u8], config: &Config) -> There {
     let most = config.limits.whole;
     match framing {
-        Framing::Empty => true,
-        Framing::Length(length) => length <= most.min(rest.len()) as u64,
-        Framing::Chunked if rest.len() > most => false,
+        Framing::Empty => There::Whole,
+        Framing::Length(length) if length > most as u64 => There::Long,
+        Framing::Length(length) if length <= rest.len() as u64 => There::Whole,
+        Framing::Length(_) => There::Short,
+        Framing::Chunked | Framing::UntilClose if rest.len() > most => There::Long,
         Framing::Chunked => {
             let (mut probe, mut rest, mut head) = (from.conn.clone(), rest, Head::default());
             loop {
                 match probe.recv(Instant::default(), rest, &mut head, config) {
                     Ok((used, Some(Event::End { .. }))) => {
-                        return used <= WHOLE_TRAILERS && head.fields.len() <= WHOLE_FIELDS;
+                        // Each field is sent with a space that it may have come without.
+                        let fits = used + head.fields.len() <= WHOLE_TRAILERS && head.fields.len() <= WHOLE_FIELDS;
+                        return if fits { There::Whole } else { There::Long };
                     }
                     Ok((used, Some(Event::Data(_)))) => rest = &rest[used..],
-                    _ => return false,
+                    Ok(_) => return There::Short,
+                    Err(_) => return There::Long,
                 }
             }
         }
-        Framing::UntilClose => from.eof && rest.len() <= most,
+        Framing::UntilClose if from.eof => There::Whole,
+        Framing::UntilClose => There::Short,
     }
-}
-
-/// Whether a response of which so many bytes are there may be whole in a moment: many a server writes head and body apart.
-fn is_short(there: usize, framing: Framing, config: &Config) -> bool {
-    let most = config.limits.whole;
-    there <= most && !matches!(framing, Framing::Length(length) if length > most as u64)
 }
 
 fn inform(to: &mut Peer, head: &Head) -> Result<Flow, Error> {
