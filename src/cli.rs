@@ -85,8 +85,8 @@ pub struct Reverse {
 }
 
 const REVERSE_HELP: &str = "\
-Exit codes: 0 stopped by a signal, 1 could not start, 2 wrong flags; with --once also 3 relay not reached, 4 tunnel
-refused by the relay, 5 relay gone.
+Exit codes: 0 stopped by a signal, 130 by a second one, 1 could not start, 2 wrong flags; with --once also 3 relay not
+reached, 4 tunnel refused by the relay, 5 relay gone.
 ";
 
 /// The end of the long help: the names that --timeout and --limit take, from the one table that has them.

@@ -218,7 +218,8 @@ impl<S: Side> App for Bridge<S> {
             running => log::warn!("stopping at once: {running} requests are cut off"),
         }
         self.side.stop_at_once();
-        // Whoever asks on a link can ask somebody else: no answer is better there than one of ours.
+        // Whoever asks on a link can ask somebody else: no answer is better there than one of ours. A message of a poll was read and will
+        // not be asked again: what is said of it here has no time to go, and its visitor waits for `link-answer`.
         self.cut_off(core, |front| !front.conn.is_link());
         self.running = Running::Over(KILLED);
     }

@@ -82,5 +82,5 @@ The file of --agents is TOML, with a table for each credential:
   names = [\"demo\", \"lab-*\"]  # what it may claim
   hash = \"…\"                 # as `ptth-relay hash-key` prints it; a list of two while a key is being changed
 
-Exit codes: 0 stopped by a signal, 1 could not start, 2 wrong flags.
+Exit codes: 0 stopped by a signal, 130 by a second one, 1 could not start, 2 wrong flags.
 ";
