@@ -123,10 +123,9 @@ impl Relay {
                 Ok((used, Some(Event::Data(data)))) => {
                     body.extend_from_slice(data);
                     peer.input.consume(used);
-                    let room = self.charge(core, wish.name, body.len(), &mut charge);
-                    if room != Room::Enough {
+                    if let Err(no_room) = self.charge(core, wish.name, body.len(), &mut charge) {
                         self.discharge(core, charge);
-                        return self.too_large(core, token, wish, head, (&body, room), orders);
+                        return self.too_large(core, token, wish, head, (&body, no_room), orders);
                     }
                 }
                 Ok((used, Some(Event::End { .. }))) => {
@@ -200,14 +199,14 @@ impl Relay {
         token: Token,
         wish: Wish,
         head: Box<Head>,
-        (body, room): (&[u8], Room),
+        (body, no_room): (&[u8], NoRoom),
         orders: &mut Vec<Order>,
     ) {
         let most = core.config.limits.message;
         if let Some((near, name)) = self.answered_by(body, wish.who) {
-            let answer = match room {
-                Room::Full => no_room_for_answer(name),
-                Room::Enough | Room::TooLong => answer_too_large(name, most),
+            let answer = match no_room {
+                NoRoom::Full => no_room_for_answer(name),
+                NoRoom::TooLong => answer_too_large(name, most),
             };
             orders.push(Order::Fault(near, answer));
         }
@@ -229,33 +228,32 @@ impl Relay {
 
     /// Counts what has come of an answer: beyond a glance, only where there is a message to be answered, and only as long as there
     /// is room among the tunnel's messages.
-    fn charge(&mut self, core: &Core, name: TunnelName, length: usize, charge: &mut Charge) -> Room {
+    fn charge(&mut self, core: &Core, name: TunnelName, length: usize, charge: &mut Charge) -> Result<(), NoRoom> {
         let limits = &core.config.limits;
         if length <= GLANCE {
-            return Room::Enough;
+            return Ok(());
         }
         let (tunnel, before) = match *charge {
             Charge::Bytes(tunnel, bytes) => (tunnel, bytes),
             Charge::None => match self.tunnels.find(name.as_str()) {
                 Some(tunnel) => (tunnel, 0),
-                None => return Room::TooLong,
+                None => return Err(NoRoom::TooLong),
             },
         };
-        let Some(mail) = self.tunnels.mail(tunnel) else { return Room::TooLong };
+        let Some(mail) = self.tunnels.mail(tunnel) else { return Err(NoRoom::TooLong) };
         if *charge == Charge::None {
             if mail.messages == 0 {
-                return Room::TooLong;
+                return Err(NoRoom::TooLong);
             }
             mail.messages += 1;
         }
         mail.bytes += length - before;
         self.queues.bytes += length - before;
         *charge = Charge::Bytes(tunnel, length);
-        match () {
-            () if length > limits.message.saturating_mul(ESCAPED).saturating_add(limits.head) => Room::TooLong,
-            () if mail.bytes > limits.queue => Room::Full,
-            () => Room::Enough,
+        if length > limits.message.saturating_mul(ESCAPED).saturating_add(limits.head) {
+            return Err(NoRoom::TooLong);
         }
+        if mail.bytes > limits.queue { Err(NoRoom::Full) } else { Ok(()) }
     }
 
     /// The answer is read, or given up.
@@ -489,10 +487,9 @@ fn say_response(
     Some(sent.and_then(|()| if bodiless { peer.conn.send_end(now, None, peer.output.vec()) } else { Ok(()) }))
 }
 
-/// Whether there is room for what has come of an answer.
+/// Why there is no room for what has come of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Room {
-    Enough,
+enum NoRoom {
     /// No message may be that long, or there is none that it could be the answer to.
     TooLong,
     /// The messages of its tunnel have as many bytes as they may.
