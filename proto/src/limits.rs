@@ -93,8 +93,9 @@ named_numbers! {
         /// ones. 1 is none. A turn of the loop seldom has more for one tunnel; and their answers fit into what a new TCP
         /// connection sends without waiting (10 segments).
         pipeline = "pipeline", 16, "requests on a link before the first is answered";
-        /// Bytes of an answer's body, and of its head ([`WHOLE_HEAD`] at most), that may be given behind others on such a link, or before them; a larger one is set
-        /// aside and has a link of its own. Sixteen of them delay the last one by a fifth of a second at 10 Mbit/s.
+        /// Bytes of an answer's body, and of its head ([`WHOLE_HEAD`] at most), that may be given behind others on such a link, or
+        /// before them; a larger one is set aside and has a link of its own. Sixteen of them delay the last one by a fifth of a second
+        /// at 10 Mbit/s.
         whole = "whole", 16 * 1024, "bytes of an answer on a link that others wait for";
         /// Bytes of a body that travels as a message, where bodies are whole. nginx's `client_max_body_size`.
         message = "message", 1024 * 1024, "bytes of a body where bodies travel whole (413 or 502 beyond)";
